@@ -1,0 +1,1 @@
+"""ONE trial: torch and timm. Nothing of Ray, MLflow, Optuna or pandas."""

@@ -1,0 +1,1 @@
+"""Images, and the crops that student and teacher see of them."""

@@ -1,0 +1,1 @@
+"""What a trial shows of itself: signals, and the verdict on collapse."""

@@ -1,0 +1,1 @@
+"""MANY trials: Ray Tune runs them, MLflow shows them. No mathematics."""

@@ -1,0 +1,1 @@
+"""Questions, one short Python file each; README.md is the lab book."""
