@@ -1,0 +1,221 @@
+"""The only reader of MLflow: one sweep as two tidy frames, `trials` and `curves`.
+
+It reads the sqlite store by read-only SQL, since MLflow's client needs a call for each run and metric (12 ms
+each) where this is three queries, and since a reader cannot then harm a store that a sweep is writing.
+"""
+
+import json
+import math
+import sqlite3
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+from dino_lab.core import records as names
+
+STATES = ("waiting", "running", "interrupted", "finished", "diverged", "failed")
+VERDICTS = ("none", "uniform", "one_prototype")
+
+CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, names.PIXELS_KNN)
+"""Metrics whose whole course is read, beside those of the factors; of all others `trials` holds the last value."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The trials of one ablation under one baseline and one set of overrides.
+
+    `trials` has a row a trial, in every state: trial_id, run_id, row, row_index, seed, state, verdict, onset_step,
+    `level:<axis>`, `param:<knob>` and, under its own name, the last value of each metric. `curves` has a row a value:
+    trial_id, step, metric, value.
+    """
+
+    name: str
+    baseline: str
+    overrides: dict[str, Any]
+    note: str
+    """Markdown: the experiment's question, expectation and source."""
+    baseline_row: str
+    """Label of the row that the others are compared with."""
+    published: str
+    """Study in the published numbers; empty if there is none."""
+    trials: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def read(lab: Path, name: str, *, baseline: str, overrides: Mapping[str, Any]) -> Sweep:
+    """The records of ablation `name` in the lab folder.
+
+    Raises:
+        LookupError: the lab, the ablation, or that baseline with those overrides has no records; says what has.
+        ValueError: a record is not what it can be; names every bad cell.
+    """
+    path = lab / "mlflow.db"
+    if not path.is_file():
+        raise LookupError(f"no records in {lab}: it has no mlflow.db; run an ablation first")
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
+        parent, tags = _parent(store, name, baseline, overrides)
+        trials = _trials(store, parent)
+        curves = _curves(store, parent)
+    check(trials, curves)
+    return Sweep(
+        name=name,
+        baseline=baseline,
+        overrides=dict(sorted(overrides.items())),
+        note=tags["mlflow.note.content"],
+        baseline_row=tags["dino_lab.baseline_row"],
+        published=tags["dino_lab.published"],
+        trials=trials,
+        curves=curves,
+    )
+
+
+def check(trials: pd.DataFrame, curves: pd.DataFrame) -> None:
+    """Raises a ValueError that names every cell that no trial can have written."""
+    percent = pa.Column(float, pa.Check.in_range(0, 100), nullable=True, required=False, regex=True)
+    fraction = pa.Column(float, pa.Check.in_range(-1e-4, 1 + 1e-4), nullable=True, required=False)
+    per_trial = pa.DataFrameSchema(
+        {
+            "trial_id": pa.Column(str),
+            "row": pa.Column(str),
+            "row_index": pa.Column(int, pa.Check.ge(0)),
+            "seed": pa.Column(int, pa.Check.ge(0)),
+            "state": pa.Column(str, pa.Check.isin(STATES)),
+            "verdict": pa.Column(str, pa.Check.isin(VERDICTS), nullable=True),
+            "onset_step": pa.Column("Int64", pa.Check.ge(0), nullable=True),
+            names.ENTROPY_FRACTION: fraction,
+            "^(eval|factor)/.*knn_top1": percent,
+        },
+        unique=["row", "seed"],
+    )
+    per_value = pa.DataFrameSchema(
+        {"trial_id": pa.Column(str), "step": pa.Column(int, pa.Check.ge(0)), "metric": pa.Column(str)},
+        unique=["trial_id", "step", "metric"],
+    )
+    complaints = []
+    for frame, schema in ((trials, per_trial), (curves, per_value)):
+        try:
+            schema.validate(frame, lazy=True)
+        except pa.errors.SchemaErrors as errors:
+            complaints += [_complaint(frame, case) for case in errors.failure_cases.itertuples()]
+    if complaints:
+        raise ValueError("these records cannot be right:\n" + "\n".join(dict.fromkeys(complaints)))
+
+
+def _complaint(frame: pd.DataFrame, case: Any) -> str:
+    if pd.isna(case.index):
+        return f"{case.column}: {case.check}: {case.failure_case}"
+    record = frame.loc[case.index]
+    if case.check == "multiple_fields_uniqueness":
+        return f"trial {record.trial_id}: a second one with this {case.column} ({case.failure_case})"
+    return f"trial {record.trial_id}: {case.column} is {case.failure_case!r}, not {case.check}"
+
+
+def _parent(store: sqlite3.Connection, name: str, baseline: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    """Run id and tags of the parent run."""
+    tags = pd.read_sql_query(
+        """
+        SELECT experiments.name AS experiment, runs.run_uuid AS run_id, tags.key, tags.value
+        FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)
+        WHERE runs.lifecycle_stage = 'active' AND run_uuid IN
+            (SELECT run_uuid FROM tags WHERE key = 'dino_lab.kind' AND value = 'ablation')
+        ORDER BY runs.start_time, run_id
+        """,
+        store,
+    )
+    if name not in set(tags["experiment"]):
+        known = ", ".join(sorted(set(tags["experiment"]))) or "none"
+        raise LookupError(f"no records of {name!r} in this lab; with records: {known}")
+    found = []
+    for run_id, group in tags[tags["experiment"] == name].groupby("run_id", sort=False):
+        values = dict(zip(group["key"], group["value"], strict=True))
+        changes = json.loads(values["dino_lab.overrides"])
+        if (values["dino_lab.baseline"], changes) == (baseline, dict(overrides)):
+            return str(run_id), values
+        found.append(_variant(values["dino_lab.baseline"], changes))
+    raise LookupError(f"no records of {name} with {_variant(baseline, overrides)}; with records: {'; '.join(found)}")
+
+
+def _variant(baseline: str, overrides: Mapping[str, Any]) -> str:
+    return " ".join([f"--baseline {baseline}", *(f"--set {knob}={value}" for knob, value in sorted(overrides.items()))])
+
+
+_CHILDREN = """
+    SELECT run_uuid FROM tags JOIN runs USING (run_uuid)
+    WHERE key = 'mlflow.parentRunId' AND value = ? AND lifecycle_stage = 'active'
+"""
+
+
+def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
+    query = """
+        SELECT run_uuid AS run_id, 'tag' AS kind, key, value, 0 AS is_nan FROM tags WHERE run_uuid IN ({children})
+        UNION ALL SELECT run_uuid, 'param', key, value, 0 FROM params WHERE run_uuid IN ({children})
+        UNION ALL SELECT run_uuid, 'metric', key, value, is_nan FROM latest_metrics WHERE run_uuid IN ({children})
+        ORDER BY kind, key
+    """.format(children=_CHILDREN)
+    cells = pd.DataFrame(store.execute(query, [parent] * 3), columns=["run_id", "kind", "key", "value", "is_nan"])
+    kinds = dict(iter(cells.groupby("kind")))
+
+    tags = _wide(kinds["tag"])
+    trials = pd.DataFrame(
+        {
+            "trial_id": tags["dino_lab.trial_id"],
+            "run_id": tags.index,
+            "row": tags["dino_lab.row"],
+            "row_index": tags["dino_lab.row_index"].astype(int),
+            "seed": tags["dino_lab.seed"].astype(int),
+            "state": tags["dino_lab.state"],
+            "verdict": tags["dino_lab.verdict"].replace("", None),
+            "onset_step": pd.to_numeric(tags["dino_lab.onset_step"].replace("", None)).astype("Int64"),
+        },
+        index=tags.index,
+    )
+    levels = pd.DataFrame(map(json.loads, tags["dino_lab.levels"]), index=tags.index).add_prefix("level:")
+    params = _wide(kinds["param"]).apply(_literals).add_prefix("param:")
+    frames = [trials, levels, params]
+    if "metric" in kinds:
+        metrics = kinds["metric"]
+        frames.append(_wide(metrics.assign(value=_numbers(metrics["value"], metrics["is_nan"]))))
+    return pd.concat(frames, axis="columns").sort_values(["row_index", "seed"]).reset_index(drop=True)
+
+
+def _wide(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.pivot(index="run_id", columns="key", values="value").rename_axis(columns=None)
+
+
+def _literals(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Numbers and switches as such, if the knob has nothing else in any trial; otherwise the text as it was logged."""
+    try:
+        values = [json.loads(text) for text in column.dropna()]
+    except json.JSONDecodeError:
+        return column
+    if any(isinstance(value, list | str) for value in values):
+        return column
+    return pd.Series(values, index=column.dropna().index).reindex(column.index)
+
+
+def _curves(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
+    marks = ", ".join("?" * len(CURVES))
+    query = f"""
+        SELECT ids.value, step, metrics.key, metrics.value, is_nan
+        FROM metrics JOIN tags AS ids ON ids.run_uuid = metrics.run_uuid AND ids.key = 'dino_lab.trial_id'
+        WHERE metrics.run_uuid IN ({_CHILDREN}) AND (metrics.key IN ({marks}) OR metrics.key LIKE 'factor/%')
+        ORDER BY ids.value, metrics.key, step, timestamp, metrics.value
+    """
+    columns = ["trial_id", "step", "metric", "value", "is_nan"]
+    values = pd.DataFrame(store.execute(query, [parent, *CURVES]), columns=columns)
+    values = values.astype({"trial_id": str, "step": int, "metric": str, "value": float})
+    # A step that came twice was replayed from the journal: the later timestamp is the one that stands.
+    values = values.drop_duplicates(["trial_id", "step", "metric"], keep="last", ignore_index=True)
+    return values.assign(value=_numbers(values["value"], values["is_nan"])).drop(columns="is_nan")
+
+
+def _numbers(value: "pd.Series[Any]", is_nan: "pd.Series[Any]") -> "pd.Series[float]":
+    """Undoes MLflow's way of storing nan (0 and a flag) and infinity (the largest double)."""
+    largest = sys.float_info.max
+    return value.astype(float).replace({largest: math.inf, -largest: -math.inf}).mask(is_nan.astype(bool))

@@ -1,0 +1,104 @@
+"""Trials -> numbers of each row: counts, verdicts, onsets, means with intervals, paired differences.
+
+Every planned seed of a row is counted in exactly one of none, uniform, one_prototype (how it finished), diverged
+and missing. A collapsed trial's k-NN is a value like any other; a trial that did not finish has no final value.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from analysis.records import VERDICTS
+
+CONFIDENCE = 0.95
+
+COUNTS = [*VERDICTS, "diverged", "missing"]
+
+
+def rows(trials: pd.DataFrame) -> list[str]:
+    """Row labels in the ablation's order."""
+    return list(trials.sort_values("row_index")["row"].unique())
+
+
+def final(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that finished: the only ones whose last values are final values."""
+    return trials[trials["state"] == "finished"]
+
+
+def counts(trials: pd.DataFrame) -> pd.DataFrame:
+    """By row: planned and finished trials, finished ones by verdict, diverged and missing ones.
+
+    Planned is the number of seeds that any row of the sweep has, so that a trial that was never started is missing.
+    """
+    outcome = trials["verdict"].where(trials["state"] == "finished", trials["state"])
+    table = pd.crosstab(trials["row"], outcome).reindex(index=rows(trials), columns=COUNTS, fill_value=0)
+    table["planned"] = trials["seed"].nunique()
+    table["finished"] = table[list(VERDICTS)].sum(axis="columns")
+    table["missing"] = table["planned"] - table["finished"] - table["diverged"]
+    return table.rename_axis(index=None, columns=None)[["planned", "finished", *COUNTS]]
+
+
+def onsets(trials: pd.DataFrame) -> pd.DataFrame:
+    """By row: median and range of the step at which its finished trials began to collapse; missing if none did."""
+    onset = final(trials).groupby("row")["onset_step"].agg(["median", "min", "max"]).astype("Float64")
+    return onset.reindex(rows(trials)).rename_axis(index=None)
+
+
+def means(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """By row: n, mean and half-width of the interval of a metric's final values."""
+    values = final(trials).groupby("row")[metric]
+    return pd.DataFrame({row: interval(group) for row, group in values}).T.reindex(rows(trials))
+
+
+def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.DataFrame:
+    """By row: final value minus that of the baseline row with the same seed: n pairs, mean, half-width, p, p_holm.
+
+    p is of the two-sided paired t-test; p_holm is corrected for all rows that have one. Seeds that finished in only
+    one of the two rows make no pair. The baseline row itself is missing.
+    """
+    values = final(trials).pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
+    pairs = values.drop(index=baseline_row) - values.loc[baseline_row]
+    table = pd.DataFrame({row: interval(pairs.loc[row]) for row in pairs.index}).T
+    table["p"] = [p_value(pairs.loc[row]) for row in pairs.index]
+    table["p_holm"] = holm(table["p"])
+    return table.reindex(rows(trials))
+
+
+def untrained(trials: pd.DataFrame, curves: pd.DataFrame, metric: str) -> "pd.Series[float]":
+    """n, mean and half-width over seeds of a metric at step 0, each seed first averaged over its trials.
+
+    Trials of one seed start from the same weights and images, unless the ablation changes the network or the data.
+    """
+    start = curves[(curves["metric"] == metric) & (curves["step"] == 0)]
+    start = start.merge(trials[["trial_id", "seed"]].drop_duplicates(), on="trial_id")
+    return interval(start.groupby("seed")["value"].mean())
+
+
+def interval(values: "pd.Series[Any]") -> "pd.Series[float]":
+    """n, mean, and half-width of Student's t interval, over what is not missing.
+
+    The half-width is missing for n < 2. With three seeds a percentile bootstrap would cover 76 % instead of 95 %.
+    """
+    known = values.dropna()
+    n = len(known)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(known) if n > 1 else np.nan
+    return pd.Series({"n": n, "mean": known.mean(), "half": half})
+
+
+def p_value(differences: "pd.Series[Any]") -> float:
+    """Of the two-sided paired t-test; missing for fewer than two pairs, or if all differences are 0."""
+    known = differences.dropna()
+    if len(known) < 2 or not known.any():
+        return np.nan
+    if known.nunique() == 1:
+        return 0.0
+    return float(stats.ttest_1samp(known, 0).pvalue)
+
+
+def holm(p: "pd.Series[float]") -> "pd.Series[float]":
+    """Holm's step-down correction over the p values that are not missing."""
+    known = p.dropna().sort_values()
+    factors = np.arange(len(known), 0, -1)
+    return (known * factors).cummax().clip(upper=1).reindex(p.index)

@@ -1,0 +1,123 @@
+"""Ablations: a baseline and what varies, expanded into labelled trials. Pure: nothing is run here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dino_lab.core.settings import KnobError
+
+if TYPE_CHECKING:
+    from dino_lab.core.trial import Trial
+
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A name and its levels: what a level is called in tables, and the knobs that it sets together."""
+
+    name: str
+    levels: Mapping[str, Changes]
+
+    @classmethod
+    def over(cls, knob: str, values: Iterable[Any]) -> Axis:
+        """An axis over one knob, each level called by its value."""
+        return cls(knob, {value if isinstance(value, str) else json.dumps(value): {knob: value} for value in values})
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the level it takes on each axis, and all the knobs that it changes."""
+
+    label: str
+    levels: Mapping[str, str]
+    changes: Changes
+
+
+@dataclass(frozen=True)
+class LabelledTrial:
+    """A trial and its place in the table."""
+
+    row: str
+    row_index: int
+    seed: int
+    levels: Mapping[str, str]
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Rows, seeds and, where the paper has them, the study with its numbers.
+
+    Made by `grid` or `one_at_a_time`. The first row is the baseline that the others are compared with.
+    """
+
+    rows: tuple[Row, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    published: str | None = None
+    fixed: Changes = field(default_factory=dict)
+    """Knobs set for every row."""
+
+    @classmethod
+    def grid(
+        cls,
+        axes: Sequence[Axis],
+        *,
+        seeds: Sequence[int] = (0, 1, 2),
+        published: str | None = None,
+        fixed: Changes | None = None,
+    ) -> Ablation:
+        """Every combination of levels; the last axis varies fastest."""
+        rows = []
+        for levels in itertools.product(*(axis.levels for axis in axes)):
+            chosen = dict(zip((axis.name for axis in axes), levels, strict=True))
+            changes = {k: v for axis in axes for k, v in axis.levels[chosen[axis.name]].items()}
+            label = levels[0] if len(axes) == 1 else ", ".join(f"{name} {level}" for name, level in chosen.items())
+            rows.append(Row(label, chosen, changes))
+        return cls(tuple(rows), tuple(seeds), published, fixed or {})
+
+    @classmethod
+    def one_at_a_time(
+        cls,
+        axes: Sequence[Axis],
+        *,
+        seeds: Sequence[int] = (0, 1, 2),
+        published: str | None = None,
+        fixed: Changes | None = None,
+    ) -> Ablation:
+        """The baseline as it is, then each level of each axis alone."""
+        rows = [Row("baseline", {}, {})]
+        for axis in axes:
+            for level, changes in axis.levels.items():
+                label = level if len(axes) == 1 else f"{axis.name} {level}"
+                rows.append(Row(label, {axis.name: level}, changes))
+        return cls(tuple(rows), tuple(seeds), published, fixed or {})
+
+    @property
+    def baseline_row(self) -> str:
+        return self.rows[0].label
+
+    def trials(
+        self, baseline: Trial, *, overrides: Changes | None = None, seeds: Sequence[int] | None = None
+    ) -> list[LabelledTrial]:
+        """Rows x seeds, all rows of the first seed first, so that a small table is complete early.
+
+        `overrides` change the baseline of every row; what a row sets itself stays.
+
+        Raises:
+            KnobError: naming the row, the knob and what is allowed.
+        """
+        labelled = []
+        for seed in self.seeds if seeds is None else seeds:
+            start = baseline.but({**self.fixed, **(overrides or {}), "seed": seed})
+            for index, row in enumerate(self.rows):
+                try:
+                    trial = start.but(row.changes)
+                except KnobError as error:
+                    raise KnobError(f"row {row.label!r}: {error}") from None
+                labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial))
+        return labelled

@@ -1,0 +1,34 @@
+"""Checkpoints: plain dicts of tensors and numbers, written whole or not at all."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Replaces `path` in one act: a reader, or a crash, sees the old file or the new one, never a part."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    # The rename is durable only once the folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def load(path: Path, *, device: torch.device) -> dict[str, Any]:
+    """Reads a checkpoint without running code from it.
+
+    Raises:
+        RuntimeError: the file is not a whole checkpoint.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise RuntimeError(f"checkpoint {path} cannot be read: {error}") from error
+    return state

@@ -1,0 +1,41 @@
+"""Batches of crops by step: what a loader hands to the trainer, alike for any number of workers."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dino_lab.core.data.crops import Crops, multi_crop
+from dino_lab.core.data.random import order
+from dino_lab.core.data.sources import ImageSet
+
+
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """Step -> the crops of its images. The last images of an epoch that do not fill a batch are left out."""
+
+    def __init__(self, images: ImageSet, *, batch_size: int, seed: int, crops: Crops) -> None:
+        self.images = images.images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.crops = crops
+        self.steps_per_epoch = len(self.images) // batch_size
+
+    def __getitem__(self, step: int) -> tuple[Float[Tensor, "G B 3 S S"], Float[Tensor, "L B 3 s s"]]:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = place * self.batch_size
+        indices = order(self.seed, epoch, len(self.images))[start : start + self.batch_size]
+        images = self.images[torch.from_numpy(indices)]
+        return multi_crop(images, indices, seed=self.seed, epoch=epoch, crops=self.crops)
+
+    def load(self, steps: range, *, loader_workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of these steps in order, made by this many processes ahead of time, or here if 0."""
+        loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+            self,
+            batch_size=None,
+            sampler=steps,
+            num_workers=loader_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        return iter(loader)

@@ -1,0 +1,152 @@
+"""Data sets by name: each Settings builds an ImageSet. Drawn once, kept as uint8, found again by its settings."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int64, UInt8
+from pydantic import Field
+from torch import Tensor
+
+from dino_lab.core.data.shapes import DRAWING, FACTORS, ShapesKnobs, Split, draw
+from dino_lab.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a data set; images and masks are mapped from disk and are not to be written to."""
+
+    name: str
+    split: str
+    images: UInt8[Tensor, "N H W 3"]
+    labels: dict[str, Int64[Tensor, "N"]]
+    """A label for each factor; "class" is always there."""
+    classes: dict[str, tuple[str, ...]]
+    """The names of the values of each factor, in the order of their labels; "class" too."""
+    masks: UInt8[Tensor, "N H W"] | None
+    """1 on the foreground, 0 elsewhere; None where nobody drew one."""
+    digest: str
+    """SHA-256 of the images' and the labels' bytes."""
+
+
+class Shapes(ShapesKnobs):
+    """Procedural shapes, each image with a label for every factor and a foreground mask."""
+
+    def build(self, split: Split, cache_dir: Path) -> ImageSet:
+        """The split, drawn if `cache_dir` does not hold it yet."""
+        images_number = self.train_images if split == "train" else self.test_images
+
+        def make() -> dict[str, np.ndarray]:
+            drawn = draw(self, split, images_number)
+            labels = np.stack([drawn.labels[factor] for factor in FACTORS])
+            return {"images": drawn.images, "labels": labels, "masks": drawn.masks}
+
+        # What changes no image is left out, so that trials that differ in it share the drawing.
+        drawing = self.model_dump(mode="json", exclude={"class_factor", "train_images", "test_images"})
+        drawing |= {"drawing": DRAWING, "split": split, "images_number": images_number}
+        kept, digest = _kept(cache_dir, drawing, make)
+        labels = dict(zip(FACTORS, kept["labels"], strict=True))
+        names = self.factor_names()
+        return ImageSet(
+            name=self.kind,
+            split=split,
+            images=kept["images"],
+            labels=labels | {"class": labels[self.class_factor]},
+            classes=names | {"class": names[self.class_factor]},
+            masks=kept["masks"],
+            digest=digest,
+        )
+
+
+class Digits(Settings):
+    """scikit-learn's real handwritten digits, 8 x 8 grey, enlarged; the first 1,437 train, the last 360 test."""
+
+    kind: Literal["digits"] = "digits"
+    """Which data set."""
+    image_size: int = Field(default=32, ge=8, le=256)
+    """Side in pixels to which the 8 x 8 digits are enlarged, bilinearly."""
+
+    @property
+    def train_images(self) -> int:
+        return 1437
+
+    def build(self, split: Split, cache_dir: Path) -> ImageSet:
+        """The split, enlarged if `cache_dir` does not hold it yet."""
+
+        def make() -> dict[str, np.ndarray]:
+            from sklearn.datasets import load_digits  # slow to import, and used once
+
+            digits = load_digits()
+            chosen = slice(None, 1437) if split == "train" else slice(1437, None)
+            small = torch.from_numpy(digits.images[chosen]).float()[:, None] * (255 / 16)
+            large = F.interpolate(small, size=(self.image_size, self.image_size), mode="bilinear")
+            images = large.round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+            return {"images": images.numpy(), "labels": digits.target[None, chosen].astype(np.int64)}
+
+        kept, digest = _kept(cache_dir, self.model_dump(mode="json") | {"split": split}, make)
+        names = tuple(str(digit) for digit in range(10))
+        return ImageSet(
+            name=self.kind,
+            split=split,
+            images=kept["images"],
+            labels={"digit": kept["labels"][0], "class": kept["labels"][0]},
+            classes={"digit": names, "class": names},
+            masks=None,
+            digest=digest,
+        )
+
+
+def _kept(
+    cache_dir: Path, drawing: Mapping[str, object], make: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, Tensor], str]:
+    """The arrays of a drawing and their digest, made only if no whole copy lies in `cache_dir`.
+
+    Safe when several processes do it at once: the first to finish wins, the others use what it left.
+    """
+    settings = json.dumps(drawing, sort_keys=True)
+    folder = cache_dir / f"{drawing['kind']}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+    try:
+        return _load(folder)
+    except (OSError, EOFError, ValueError):  # missing, or cut short by a full disk or a crash
+        pass
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".drawing-") as temporary:
+        fresh = Path(temporary) / "fresh"
+        fresh.mkdir()
+        _save(fresh, make(), settings)
+        try:
+            _load(folder)
+        except (OSError, EOFError, ValueError):
+            if folder.exists():
+                os.rename(folder, Path(temporary) / "broken")
+            os.rename(fresh, folder)
+    return _load(folder)
+
+
+def _save(folder: Path, arrays: dict[str, np.ndarray], settings: str) -> None:
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        np.save(folder / f"{name}.npy", array)
+        if name != "masks":
+            digest.update(array.data)
+    about = {"arrays": list(arrays), "digest": digest.hexdigest(), "settings": json.loads(settings)}
+    (folder / "about.json").write_text(json.dumps(about, indent=2))
+
+
+def _load(folder: Path) -> tuple[dict[str, Tensor], str]:
+    about = json.loads((folder / "about.json").read_text())
+    # Copy-on-write: mapped, writable for torch, and never written back. A file shorter than its header says is refused.
+    arrays = {name: torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in about["arrays"]}
+    return arrays, about["digest"]
+
+
+DataSettings: TypeAlias = Annotated[Shapes | Digits, Field(discriminator="kind")]

@@ -1,0 +1,60 @@
+"""The verdict: whether targets have collapsed, to what, and since when. Pure; no torch."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pydantic import Field
+
+from dino_lab.core import records
+from dino_lab.core.settings import Settings
+
+Kind = Literal["none", "uniform", "one_prototype"]
+
+
+class Collapse(Settings):
+    """Bounds of the verdict, as fractions of ln K so that they hold for any head."""
+
+    uniform_entropy: float = Field(default=0.98, gt=0, le=1)
+    """Teacher entropy / ln K above which targets are uniform, if KL is low too."""
+    one_prototype_entropy: float = Field(default=0.02, ge=0, lt=1)
+    """Teacher entropy / ln K and marginal entropy / ln K below which all targets are one prototype."""
+    low_kl: float = Field(default=0.02, gt=0)
+    """KL / ln K below which the student has nothing left to learn from its teacher."""
+    certain_steps: int = Field(default=40, ge=0)
+    """Steps for which the bounds must be crossed without a break before the verdict is given."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The kind of collapse so far, and the stretch that it is judged on: a fold over records."""
+
+    kind: Kind = "none"
+    onset_step: int | None = None
+    suspected: Kind = "none"
+    suspected_since: int = 0
+
+    def after(self, step: int, values: dict[str, float], *, out_dim: int, bounds: Collapse) -> "Verdict":
+        """The verdict with one more record; a collapse that ends is taken back."""
+        sign = _sign(values, out_dim=out_dim, bounds=bounds)
+        since = self.suspected_since if sign == self.suspected else step
+        if sign == "none" or step - since < bounds.certain_steps:
+            return Verdict(suspected=sign, suspected_since=since)
+        return replace(self, kind=sign, onset_step=since, suspected=sign, suspected_since=since)
+
+
+def _sign(values: dict[str, float], *, out_dim: int, bounds: Collapse) -> Kind:
+    """What this record alone looks like.
+
+    Uniform: every target is flat, and the student has followed. One prototype: every target is one-hot, and
+    on the same prototype (a sharp healthy teacher has low entropy, but a high one of the mean target).
+    """
+    scale = math.log(out_dim)
+    entropy = values[records.TEACHER_ENTROPY] / scale
+    if values[records.KL] / scale > bounds.low_kl:
+        return "none"
+    if entropy >= bounds.uniform_entropy:
+        return "uniform"
+    if max(entropy, values[records.MARGINAL_ENTROPY] / scale) <= bounds.one_prototype_entropy:
+        return "one_prototype"
+    return "none"

@@ -1,0 +1,27 @@
+"""Signals of a trial's health, each a pure function of what the method showed; float32, no gradient."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+@torch.no_grad()
+def marginal_entropy(targets: Float[Tensor, "G B K"]) -> Float[Tensor, ""]:
+    """Entropy of the mean target over crops and images, nats: 0 if all choose one prototype, at most ln K."""
+    mean = targets.mean(dim=(0, 1))
+    return -torch.special.xlogy(mean, mean).sum()
+
+
+@torch.no_grad()
+def embedding_std(features: Float[Tensor, "G B D"]) -> Float[Tensor, ""]:
+    """Standard deviation over images of l2-normalised features, mean over dimensions, times sqrt(D).
+
+    0 if all features are the same, about 1 if they are spread over the sphere.
+
+    Source: SimSiam (arXiv:2011.10566), section 4.1.
+    """
+    normalised = F.normalize(features.flatten(0, 1), dim=-1)
+    return normalised.std(dim=0).mean() * math.sqrt(features.shape[-1])

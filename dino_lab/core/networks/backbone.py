@@ -1,0 +1,150 @@
+"""The backbone: a timm vision transformer, run for its CLS feature on crops of several sizes."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from dino_lab.core.settings import KnobError, Settings
+
+
+class Backbone(Settings):
+    """A timm vision transformer by name; dimensions that are set replace those of the name."""
+
+    name: str = "vit_small_patch16_224"
+    """timm's name of a plain vision transformer."""
+    patch_size: int | None = Field(default=None, ge=1)
+    """Side of a patch, pixels; None takes the name's own."""
+    embed_dim: int | None = Field(default=None, ge=1)
+    """D, the dimension of a feature; None takes the name's own."""
+    depth: int | None = Field(default=None, ge=1)
+    """Number of blocks; None takes the name's own."""
+    num_heads: int | None = Field(default=None, ge=1)
+    """Attention heads of a block; None takes the name's own."""
+    drop_path_rate: float = Field(default=0.1, ge=0, lt=1)
+    """Chance of leaving out the last block's branches for an image; it rises linearly from 0. Student only."""
+
+    @property
+    def patch_pixels(self) -> int:
+        """Side of a patch, read from the name where it is not set."""
+        found = re.search(r"patch(\d+)", self.name)
+        return self.patch_size or (int(found[1]) if found else 16)
+
+    def check(self) -> None:
+        """Looks the name up in timm, which takes seconds to import.
+
+        Raises:
+            KnobError: the name is unknown to timm.
+        """
+        import timm
+
+        if not timm.is_model(self.name):
+            near = difflib.get_close_matches(self.name, timm.list_models("*vit*"), n=3)
+            raise KnobError(f"backbone.name = {self.name!r}: unknown to timm; did you mean {' or '.join(near)}?")
+
+    def build(self, image_size: int) -> "VisionTransformer":
+        """Builds it for position embeddings of `image_size` pixels; crops of other sizes are interpolated to."""
+        import timm  # here, since it takes two seconds that planning a sweep need not wait for
+
+        self.check()
+        chosen = {"patch_size": self.patch_size, "embed_dim": self.embed_dim, "depth": self.depth}
+        chosen["num_heads"] = self.num_heads
+        vit = timm.create_model(
+            self.name,
+            pretrained=False,
+            num_classes=0,
+            img_size=image_size,
+            drop_path_rate=self.drop_path_rate,
+            **{name: value for name, value in chosen.items() if value is not None},
+        )
+        plain = type(vit).__name__ == "VisionTransformer" and {type(block).__name__ for block in vit.blocks} == {"Block"}
+        if not plain or vit.cls_token is None or vit.pos_embed is None or vit.num_prefix_tokens != 1:
+            raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
+        return VisionTransformer(vit)
+
+
+class VisionTransformer(nn.Module):
+    """Runs a timm ViT's own modules in the order that self-distillation needs.
+
+    Departures from timm's forward that change no result: the last block is computed for the CLS token alone,
+    since nothing else is read; drop path computes only the branches that it keeps; attention is the plain
+    form on CPU, where the fused kernel gains nothing. One that does: position embeddings are interpolated as
+    in the reference.
+    """
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.vit = vit
+        self.embed_dim: int = vit.embed_dim
+        # timm starts the CLS token at 1e-6, the reference at 0.02.
+        nn.init.trunc_normal_(vit.cls_token, std=0.02)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        patches = self.vit.patch_embed.proj(images)
+        cls = self.vit.cls_token.expand(len(images), -1, -1)
+        x = torch.cat([cls, patches.flatten(2).mT], dim=1) + self._position(*patches.shape[-2:])
+        *blocks, last = self.vit.blocks
+        for block in blocks:
+            x = self._block(block, x, queries_number=x.shape[1])
+        features: Tensor = self.vit.norm(self._block(last, x, queries_number=1))[:, 0]
+        return features
+
+    def _position(self, height: int, width: int) -> Float[Tensor, "1 N D"]:
+        """Position embeddings of a grid of patches, the CLS token's own apart.
+
+        Source: dino, vision_transformer.py, interpolate_pos_encoding: bicubic, scale factor (size + 0.1) / grid.
+        """
+        embedding: Tensor = self.vit.pos_embed
+        side = math.isqrt(embedding.shape[1] - 1)
+        if (height, width) == (side, side):
+            return embedding
+        grid = embedding[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((height + 0.1) / side, (width + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+        return torch.cat([embedding[:, :1], grid.flatten(2).mT], dim=1)
+
+    def _block(self, block: Any, x: Float[Tensor, "B N D"], *, queries_number: int) -> Float[Tensor, "B Q D"]:
+        """A pre-norm block for the first tokens, which attend to all."""
+
+        def attend(x: Tensor) -> Tensor:
+            return block.ls1(_attention(block.attn, block.norm1(x), queries_number))  # type: ignore[no-any-return]
+
+        def feed_forward(x: Tensor) -> Tensor:
+            return block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
+
+        rate = getattr(block.drop_path1, "drop_prob", 0.0) if self.training else 0.0
+        x = _add_branch(x[:, :queries_number], attend, x, drop_rate=rate)
+        return _add_branch(x, feed_forward, x, drop_rate=rate)
+
+
+def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], branch_input: Tensor, *, drop_rate: float) -> Tensor:
+    """x + branch(branch_input); drop path leaves the branch out, and uncomputed, for some of the images."""
+    if drop_rate == 0:
+        return x + branch(branch_input)
+    kept = (torch.rand(len(x), device=x.device) >= drop_rate).nonzero()[:, 0]
+    return x.index_add(0, kept, (branch(branch_input[kept]) / (1 - drop_rate)).to(x.dtype))
+
+
+def _attention(attn: Any, x: Float[Tensor, "B N D"], queries_number: int) -> Float[Tensor, "B Q D"]:
+    """Multi-head attention of the first tokens to all tokens: timm's weights, fewer queries."""
+    heads = (attn.num_heads, attn.head_dim)
+    q_weight, kv_weight = attn.qkv.weight.split((attn.attn_dim, 2 * attn.attn_dim))
+    q_bias, kv_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split((attn.attn_dim, 2 * attn.attn_dim))
+    if queries_number == x.shape[1]:
+        q, k, v = attn.qkv(x).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
+    else:
+        q = F.linear(x[:, :queries_number], q_weight, q_bias).unflatten(-1, heads).transpose(1, 2)
+        k, v = F.linear(x, kv_weight, kv_bias).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if x.is_cuda:
+        out = F.scaled_dot_product_attention(q, k, v)
+    else:
+        out = (q * attn.scale @ k.mT).softmax(dim=-1) @ v
+    return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

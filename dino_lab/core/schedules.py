@@ -1,0 +1,29 @@
+"""Schedules as pure functions of the step: what the reference keeps in arrays, computed where it is used."""
+
+import math
+
+
+def cosine(
+    step: int, *, steps: int, start: float, end: float, warmup_steps: int = 0, warmup_start: float = 0.0
+) -> float:
+    """Half a cosine from `start` at the end of the warm-up to `end`, after a linear warm-up.
+
+    The warm-up reaches `start` at its last step, and the cosine stops one step short of `end`, both as in the
+    reference.
+
+    Source: main_dino.py, utils.cosine_scheduler.
+    """
+    if step < warmup_steps:
+        return warmup_start + (start - warmup_start) * step / max(warmup_steps - 1, 1)
+    progress = (step - warmup_steps) / (steps - warmup_steps)
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))
+
+
+def linear_warmup(epoch: int, *, start: float, end: float, warmup_epochs: int) -> float:
+    """From `start` to `end` in `warmup_epochs` equal values, one an epoch, both ends among them; then `end`.
+
+    Source: main_dino.py, DINOLoss.teacher_temp_schedule (numpy.linspace).
+    """
+    if epoch >= warmup_epochs:
+        return end
+    return start + (end - start) * epoch / max(warmup_epochs - 1, 1)

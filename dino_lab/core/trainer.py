@@ -1,0 +1,176 @@
+"""Training of one trial: the one place that knows the order of events."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from dino_lab.core import checkpoint, records
+from dino_lab.core.data.batches import Batches
+from dino_lab.core.data.crops import whole
+from dino_lab.core.data.sources import ImageSet
+from dino_lab.core.diagnostics import signals
+from dino_lab.core.diagnostics.collapse import Verdict
+from dino_lab.core.methods.method import Batch, Method, Now
+from dino_lab.core.networks.network import Network
+from dino_lab.core.optimizers import clip_each, set_schedule
+from dino_lab.core.records import Record
+from dino_lab.core.trial import Trial
+
+CHECKPOINT = "checkpoint.pt"
+_EVAL_BATCH = 256
+_STEP_STREAM = 1 << 40  # seeds of steps lie apart from seeds of weights
+
+
+class Diverged(RuntimeError):
+    """The loss is not a number any more: the end state of a trial, not a fault of the lab."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss of step {step} is not finite")
+        self.step = step
+
+
+def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> Iterator[Record]:
+    """Trains a student and its teacher, and yields what they show of themselves.
+
+    A record at step 0 (the untrained network), every `runtime.log_period_steps`, at each evaluation and at the end. The
+    latest checkpoint lies at workdir/checkpoint.pt, always behind the records: it is written when the record
+    of its step has been taken. Resumed, it yields the records that follow the checkpoint, the same bits on CPU.
+
+    Raises:
+        Diverged: the loss is not finite.
+        RuntimeError: `resume_from` cannot be read.
+        ValueError: `resume_from` is another trial's.
+    """
+    device = torch.device(trial.runtime.device)
+
+    # ------------------------------------------------------------------ data
+    data_dir = Path(trial.runtime.data_dir) if trial.runtime.data_dir else workdir / "data"
+    train_set, test_set = trial.data.build("train", data_dir), trial.data.build("test", data_dir)
+    batches = Batches(train_set, batch_size=trial.batch_size, seed=trial.seed, crops=trial.crops)
+    steps_per_epoch = batches.steps_per_epoch
+    steps = trial.epochs * steps_per_epoch
+
+    # ---------------------------------------------------------------- method
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trial.seed)
+        backbone = trial.backbone.build(trial.crops.global_crops_size)
+        student = Network(backbone, trial.head.build(backbone.embed_dim)).to(device)
+    method = trial.method.build(student, out_dim=trial.head.out_dim).to(device)
+
+    # ------------------------------------------------------------- optimiser
+    optimizer = trial.optimizer.build(student)
+
+    # ---------------------------------------------------------------- resume
+    first_step, verdict = 0, Verdict()
+    if resume_from:
+        state = checkpoint.load(resume_from, device=device)
+        if state["trial"] != trial.identity:
+            raise ValueError(f"checkpoint {resume_from} is of trial {state['trial']}, not of {trial.identity}")
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_step, verdict = state["step"], Verdict(**state["verdict"])
+    else:
+        yield Record(0, 0.0, time.time(), _evaluate(trial, method, train_set, test_set, device, untrained=True))
+
+    # ------------------------------------------------------------------ loop
+    seconds, steps_timed = 0.0, 0
+    loader = batches.load(range(first_step, steps), loader_workers=trial.runtime.loader_workers)
+    for step in range(first_step, steps):
+        started = time.perf_counter()
+        done = step + 1
+        evaluated = done == steps or done % (trial.evals.every_epochs * steps_per_epoch) == 0
+        recorded = evaluated or done % trial.runtime.log_period_steps == 0
+
+        lr = trial.optimizer.lr_at(
+            step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=trial.batch_size
+        )
+        weight_decay = trial.optimizer.weight_decay_at(step, steps=steps)
+        momentum_teacher = trial.teacher.momentum_at(step, steps=steps)
+        set_schedule(optimizer, lr=lr, weight_decay=weight_decay)
+        now = Now(epoch=step // steps_per_epoch, momentum_teacher=momentum_teacher, measured=recorded)
+
+        batch = Batch(*(crops.to(device, non_blocking=True) for crops in next(loader)))
+
+        # Drop path is a pure function of (seed, step): nothing random outlives a step, so a resume needs no state.
+        with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
+            torch.manual_seed(trial.seed * _STEP_STREAM + step + 1 & (1 << 63) - 1)
+            outcome = method.loss(batch, now)
+        if not torch.isfinite(outcome.loss):
+            raise Diverged(done)
+
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        if trial.optimizer.holds_last_layer(step, steps_per_epoch=steps_per_epoch):
+            for parameter in student.head.last_layer.parameters():
+                parameter.grad = None
+        gradient_norm = clip_each(student.parameters(), clip_grad=trial.optimizer.clip_grad)
+        optimizer.step()
+        method.after_step(now)
+        seconds, steps_timed = seconds + time.perf_counter() - started, steps_timed + 1
+
+        if recorded:
+            measured = outcome.measures | {
+                records.LOSS: outcome.loss.detach(),
+                records.MARGINAL_ENTROPY: signals.marginal_entropy(outcome.targets),
+                records.EMBEDDING_STD: signals.embedding_std(outcome.teacher_features),
+                records.GRADIENT_NORM: gradient_norm,
+                records.LR: lr,
+                records.WEIGHT_DECAY: weight_decay,
+                records.MOMENTUM_TEACHER: momentum_teacher,
+                records.IMAGES_PER_SECOND: steps_timed * trial.batch_size / seconds,
+            }
+            values = {name: float(value) for name, value in measured.items()}
+            values[records.ENTROPY_FRACTION] = values[records.TEACHER_ENTROPY] / trial.head.entropy_of_uniform
+            verdict = verdict.after(done, values, out_dim=trial.head.out_dim, bounds=trial.collapse)
+            if evaluated:
+                values |= _evaluate(trial, method, train_set, test_set, device)
+            yield Record(done, done / steps_per_epoch, time.time(), values, verdict.kind, verdict.onset_step)
+            seconds, steps_timed = 0.0, 0
+
+        if done == steps or done % trial.runtime.checkpoint_period_steps == 0:
+            state = {
+                "trial": trial.identity,
+                "step": done,
+                "method": method.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "verdict": vars(verdict),
+            }
+            checkpoint.save(workdir / CHECKPOINT, state)
+
+
+def _evaluate(
+    trial: Trial, method: Method, train_set: ImageSet, test_set: ImageSet, device: torch.device, *, untrained: bool = False
+) -> dict[str, float]:
+    """k-NN of teacher and student; of the untrained network, which both still are, and of raw pixels beside it."""
+    knn = trial.evals.knn
+    bank_images, size = train_set.images[: knn.bank_images], trial.crops.global_crops_size
+
+    def top1(network: Callable[[Tensor], Tensor]) -> Callable[[str], float]:
+        bank, queries = (_features(network, images, size, device) for images in (bank_images, test_set.images))
+        return lambda factor: knn.top1(
+            bank, train_set.labels[factor][: knn.bank_images], queries, test_set.labels[factor]
+        )
+
+    factors = [factor for factor in train_set.labels if factor != "class"]
+    teacher = top1(method.teacher.backbone)
+    values = {records.KNN: teacher("class")} | {records.FACTOR_KNN + factor: teacher(factor) for factor in factors}
+    if untrained:
+        pixels = top1(nn.Flatten())
+        values |= {records.STUDENT_KNN: values[records.KNN], records.PIXELS_KNN: pixels("class")}
+        return values | {records.FACTOR_PIXELS_KNN + factor: pixels(factor) for factor in factors}
+    method.student.eval()
+    values[records.STUDENT_KNN] = top1(method.student.backbone)("class")
+    method.student.train()
+    return values
+
+
+@torch.inference_mode()
+def _features(
+    network: Callable[[Tensor], Tensor], images: UInt8[Tensor, "N H W 3"], size: int, device: torch.device
+) -> Float[Tensor, "N D"]:
+    """Features of whole images, on the host."""
+    return torch.cat([network(whole(part, size).to(device)).cpu() for part in images.split(_EVAL_BATCH)])

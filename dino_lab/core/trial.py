@@ -1,0 +1,92 @@
+"""Trial: every Settings put together, and the rules that hold across sections."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dino_lab.core.data.crops import Crops
+from dino_lab.core.data.sources import DataSettings, Shapes
+from dino_lab.core.diagnostics.collapse import Collapse
+from dino_lab.core.evals.knn import KNN
+from dino_lab.core.methods.dino import DINO
+from dino_lab.core.networks.backbone import Backbone
+from dino_lab.core.networks.head import Head
+from dino_lab.core.networks.teacher import MomentumTeacher
+from dino_lab.core.optimizers import AdamW
+from dino_lab.core.settings import Settings
+
+
+class Evals(Settings):
+    """What is evaluated, and when: at the start, every few epochs, and at the end."""
+
+    every_epochs: int = Field(default=10, ge=1)
+    """Epochs between evaluations."""
+    knn: KNN = KNN()
+    """Weighted k-NN of the class and of every factor."""
+
+
+class Runtime(Settings):
+    """Where and how a trial runs; should not affect results and is left out of its identity."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the networks are."""
+    cpus: int = Field(default=1, ge=1)
+    """Processors of a trial; it computes with as many threads."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs of a trial; a fraction shares one."""
+    memory_gib: float = Field(default=0.0, ge=0)
+    """Memory that a trial is booked with, GiB; 0 books none."""
+    loader_workers: int = Field(default=0, ge=0)
+    """Processes that make crops ahead; 0 makes them in the trial's own."""
+    log_period_steps: int = Field(default=50, ge=1)
+    """Steps between records."""
+    checkpoint_period_steps: int = Field(default=500, ge=1)
+    """Steps between checkpoints."""
+    data_dir: str | None = None
+    """Where drawn data sets are kept; None keeps them in the trial's own folder."""
+
+
+class Trial(Settings):
+    """One student and its teacher: everything that their training depends on."""
+
+    not_identity: ClassVar[frozenset[str]] = frozenset({"runtime"})
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Of weights, order, crops and drop path; arms with the same seed see the same crops."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=64, ge=1)
+    """B, images of a step."""
+    precision: Literal["f32", "bf16"] = "f32"
+    """Of matrix products in forward and backward passes; weights, loss and teacher stay f32."""
+    data: DataSettings = Shapes()
+    crops: Crops = Crops()
+    backbone: Backbone = Backbone()
+    head: Head = Head()
+    teacher: MomentumTeacher = MomentumTeacher()
+    method: DINO = DINO()
+    optimizer: AdamW = AdamW()
+    evals: Evals = Evals()
+    collapse: Collapse = Collapse()
+    runtime: Runtime = Runtime()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        wrong = []
+        if self.batch_size > self.data.train_images:
+            wrong.append(f"batch_size = {self.batch_size}: exceeds the {self.data.train_images} images of data")
+        if self.optimizer.warmup_epochs > self.epochs:
+            wrong.append(f"optimizer.warmup_epochs = {self.optimizer.warmup_epochs}: exceeds epochs = {self.epochs}")
+        if self.method.warmup_teacher_temp_epochs > self.epochs:
+            warmup = self.method.warmup_teacher_temp_epochs
+            wrong.append(f"method.warmup_teacher_temp_epochs = {warmup}: exceeds epochs = {self.epochs}")
+        patch = self.backbone.patch_pixels
+        for name in ("global_crops_size", "local_crops_size"):
+            size = getattr(self.crops, name)
+            if size % patch:
+                wrong.append(f"crops.{name} = {size}: must be a multiple of the backbone's patch size, {patch}")
+        if self.runtime.device == "cpu" and self.runtime.gpus:
+            wrong.append(f"runtime.gpus = {self.runtime.gpus}: runtime.device is 'cpu'; set it to 'cuda'")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self

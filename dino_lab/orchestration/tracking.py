@@ -1,0 +1,284 @@
+"""Journals -> MLflow. The journals come first; MLflow is a mirror that can catch up, and this is its only writer.
+
+Only the driver imports this module: MLflow would cost every worker seconds and 150 MB.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+# MLflow reads these when it is imported. Unset, a call to a dead server retries for four minutes.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from dino_lab.core.records import Record
+from dino_lab.core.settings import Knob
+from dino_lab.orchestration.folder import State, TrialFolder
+
+if TYPE_CHECKING:
+    from dino_lab.ablation import LabelledTrial
+
+_RUN_STATUS: dict[State, str] = {
+    "waiting": "SCHEDULED",
+    "running": "RUNNING",
+    "interrupted": "KILLED",
+    "finished": "FINISHED",
+    "diverged": "FAILED",
+    "failed": "FAILED",
+}
+_METRICS_IN_A_BATCH = 900
+"""MLflow takes 1,000 metrics and tags together."""
+_PARAMS_IN_A_BATCH = 100
+_SILENT_SECONDS = 30.0
+"""How long MLflow is left alone after it has failed."""
+_ERROR_LENGTH = 5000
+"""MLflow takes tags of 8,000 characters; the end of a traceback says most."""
+_COLLAPSED_COLOR = "#d62728"
+_UNTRAINED = {
+    "dino_lab.state": "waiting",
+    "dino_lab.verdict": "none",
+    "dino_lab.onset_step": "",
+    "dino_lab.mirrored_records": "0",
+}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is mirrored: the trials of one ablation under one baseline."""
+
+    name: str
+    baseline_name: str
+    overrides: Mapping[str, Knob]
+    note: str
+    baseline_row: str
+    published: str | None
+    labelled: "Sequence[LabelledTrial]"
+
+
+class Mirror:
+    """Keeps MLflow equal to the trials' folders. No call raises for MLflow's sake: see `error`.
+
+    Runs are found again by their tags, and records carry the journal's times, so everything may be sent twice.
+    """
+
+    def __init__(self, lab: Path, sweep: Sweep, *, tracking_uri: str | None = None) -> None:
+        self.error: str | None = None
+        """Why MLflow is behind the journals, None while it is not."""
+        self._lab = lab
+        self._sweep = sweep
+        self._uri = tracking_uri or f"sqlite:///{lab / 'mlflow.db'}"
+        self._artifacts = None if tracking_uri else (lab / "artifacts" / sweep.name).as_uri()
+        self._client: MlflowClient | None = None
+        self._parent_id = ""
+        self._children: dict[str, _Mirrored] = {}
+        self._silent_until = 0.0
+
+    def catch_up(self, trial_ids: Sequence[str] | None = None) -> None:
+        """Sends what is new in the folders of these trials, all by default; the first call creates the runs."""
+
+        def act(client: MlflowClient) -> None:
+            for trial_id in self._children if trial_ids is None else trial_ids:
+                self._children[trial_id].catch_up(client, self._lab)
+
+        self._attempt(act)
+
+    def close(self) -> None:
+        """Catches up for the last time and settles the parent run; nothing if nothing was ever mirrored."""
+        if self._client is None and self.error is None:
+            return
+
+        def act(client: MlflowClient) -> None:
+            for child in self._children.values():
+                child.catch_up(client, self._lab)
+            states = {child.state for child in self._children.values()}
+            status = "KILLED" if states & {"waiting", "running", "interrupted"} else "FINISHED"
+            client.set_terminated(self._parent_id, "FAILED" if "failed" in states else status)
+
+        self._silent_until = 0.0
+        self._attempt(act)
+
+    def _attempt(self, act: Callable[[MlflowClient], None]) -> None:
+        if time.monotonic() < self._silent_until:
+            return
+        try:
+            if self._client is None:
+                self._client = self._open()
+            act(self._client)
+            self.error = None
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            self.error = str(error)
+            self._silent_until = time.monotonic() + _SILENT_SECONDS
+
+    def _open(self) -> MlflowClient:
+        """Creates what is missing: the store, the experiment, the parent and a child for each trial."""
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        client = MlflowClient(self._uri)
+        experiment = client.get_experiment_by_name(self._sweep.name)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(self._sweep.name, artifact_location=self._artifacts)
+        )
+        self._settle_abandoned(client)
+        self._parent_id = self._open_parent(client, experiment_id)
+        found = {
+            run.data.tags["dino_lab.trial_id"]: run
+            for run in _search(client, [experiment_id], f"tags.mlflow.parentRunId = '{self._parent_id}'")
+        }
+        for each in self._sweep.labelled:
+            trial_id = each.trial.identity
+            child = self._open_child(client, experiment_id, each, found.get(trial_id))
+            child.catch_up(client, self._lab)
+            self._children[trial_id] = child
+        return client
+
+    def _settle_abandoned(self, client: MlflowClient) -> None:
+        """No run of any ablation is left RUNNING by a driver that was killed."""
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        for run in _search(client, experiments, "attributes.status = 'RUNNING'"):
+            if run.data.tags.get("dino_lab.kind") == "ablation":
+                client.set_terminated(run.info.run_id, "KILLED")
+            elif run.data.tags.get("dino_lab.kind") == "trial":
+                _Mirrored(run).catch_up(client, self._lab)
+
+    def _open_parent(self, client: MlflowClient, experiment_id: str) -> str:
+        sweep = self._sweep
+        key = {
+            "dino_lab.kind": "ablation",
+            "dino_lab.baseline": sweep.baseline_name,
+            "dino_lab.overrides": json.dumps(sweep.overrides, sort_keys=True),
+        }
+        tags = key | {
+            "dino_lab.baseline_row": sweep.baseline_row,
+            "dino_lab.published": sweep.published or "",
+            "mlflow.note.content": sweep.note,
+        }
+        for run in _search(client, [experiment_id], "tags.`dino_lab.kind` = 'ablation'"):
+            if key.items() <= run.data.tags.items():
+                client.log_batch(run.info.run_id, tags=_run_tags(tags))
+                client.update_run(run.info.run_id, status="RUNNING")
+                return str(run.info.run_id)
+        changes = [f"{knob}={value}" for knob, value in sorted(sweep.overrides.items())]
+        name = " ".join([sweep.name, sweep.baseline_name, *changes])
+        return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+
+    def _open_child(
+        self, client: MlflowClient, experiment_id: str, each: "LabelledTrial", run: Run | None
+    ) -> "_Mirrored":
+        tags = {
+            "dino_lab.kind": "trial",
+            "mlflow.parentRunId": self._parent_id,
+            "dino_lab.trial_id": each.trial.identity,
+            "dino_lab.row": each.row,
+            "dino_lab.row_index": str(each.row_index),
+            "dino_lab.seed": str(each.seed),
+            "dino_lab.levels": json.dumps(each.levels),
+        }
+        if run is None:
+            run = client.create_run(experiment_id, run_name=f"{each.row} s{each.seed}", tags=tags | _UNTRAINED)
+        elif not tags.items() <= run.data.tags.items():
+            client.log_batch(run.info.run_id, tags=_run_tags(tags))
+        # Only what is missing: MLflow refuses a changed param, and `runtime` may differ from run to run.
+        params = [
+            Param(knob, value if isinstance(value, str) else json.dumps(value))
+            for knob, value in each.trial.flat().items()
+            if knob not in run.data.params
+        ]
+        for start in range(0, len(params), _PARAMS_IN_A_BATCH):
+            client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_IN_A_BATCH])
+        return _Mirrored(run)
+
+
+class _Mirrored:
+    """One trial's run in MLflow: what it holds of the trial's folder, and what it still lacks."""
+
+    def __init__(self, run: Run) -> None:
+        self._run_id = run.info.run_id
+        self._trial_id = run.data.tags["dino_lab.trial_id"]
+        self._status = run.info.status
+        self._tags = dict(run.data.tags)
+
+    @property
+    def state(self) -> str:
+        return self._tags["dino_lab.state"]
+
+    @property
+    def _mirrored(self) -> int:
+        return int(self._tags["dino_lab.mirrored_records"])
+
+    def catch_up(self, client: MlflowClient, lab: Path) -> None:
+        """Sends the records that are new, each batch with the tags of its moment, then the run's status."""
+        folder = TrialFolder(lab, self._trial_id)
+        state, end = folder.state(), folder.end()
+        for batch in _batches(folder.records(skip=self._mirrored)):
+            self._send(client, _tags_after(batch[-1], self._mirrored + len(batch)), _metrics(batch))
+        tags: dict[str, str] = {"dino_lab.state": state}
+        if end and end.error:
+            tags["dino_lab.error"] = end.error[-_ERROR_LENGTH:]
+        if self._tags["dino_lab.verdict"] != "none":
+            tags["mlflow.runColor"] = _COLLAPSED_COLOR
+        self._send(client, tags, [])
+        for outdated in {"dino_lab.error", "mlflow.runColor"} & self._tags.keys() - tags.keys():
+            client.delete_tag(self._run_id, outdated)
+            del self._tags[outdated]
+        if self._status != _RUN_STATUS[state]:
+            self._status = _RUN_STATUS[state]
+            if state in ("waiting", "running"):
+                client.update_run(self._run_id, status=self._status)
+            else:
+                client.set_terminated(self._run_id, self._status)
+
+    def _send(self, client: MlflowClient, tags: Mapping[str, str], metrics: Sequence[Metric]) -> None:
+        changed = dict(tags.items() - self._tags.items())
+        if changed or metrics:
+            client.log_batch(self._run_id, metrics=metrics, tags=_run_tags(changed))
+            self._tags.update(changed)
+
+
+def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    if records:
+        size = _METRICS_IN_A_BATCH // max(len(record.values) for record in records)
+        for start in range(0, len(records), size):
+            yield records[start : start + size]
+
+
+def _metrics(records: Sequence[Record]) -> list[Metric]:
+    return [
+        Metric(name, value, int(record.seconds * 1000), record.step)
+        for record in records
+        for name, value in record.values.items()
+    ]
+
+
+def _tags_after(record: Record, mirrored: int) -> dict[str, str]:
+    return {
+        "dino_lab.verdict": record.verdict,
+        "dino_lab.onset_step": "" if record.onset_step is None else str(record.onset_step),
+        "dino_lab.mirrored_records": str(mirrored),
+    }
+
+
+def _run_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    return [RunTag(key, value) for key, value in tags.items()]
+
+
+def _search(client: MlflowClient, experiment_ids: list[str], filter_string: str) -> Iterator[Run]:
+    token = None
+    while True:
+        page = client.search_runs(experiment_ids, filter_string, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
