@@ -6,9 +6,10 @@ each) where this is three queries, and since a reader cannot then harm a store t
 
 import json
 import math
+import shlex
 import sqlite3
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +48,24 @@ class Sweep:
     trials: pd.DataFrame
     curves: pd.DataFrame
 
+    @property
+    def title(self) -> str:
+        """What was run: ablation, baseline and overrides."""
+        changes = [f"{knob}={_plain(value)}" for knob, value in self.overrides.items()]
+        return ", ".join([f"{self.name} on {self.baseline}", *changes])
 
-def read(lab: Path, name: str, *, baseline: str, overrides: Mapping[str, Any]) -> Sweep:
-    """The records of ablation `name` in the lab folder.
+    @property
+    def options(self) -> list[str]:
+        """The options of the command that runs it, one knob each."""
+        return _options(self.baseline, self.overrides)
+
+
+def read(
+    lab: Path, name: str, *, baseline: str, overrides: Mapping[str, Any], trial_ids: Collection[str] | None = None
+) -> Sweep:
+    """The records of ablation `name` in the lab folder: of these trials if given, otherwise of all.
+
+    A lab keeps what an ablation asked before its file or its baseline was changed; `trial_ids` tells what it asks now.
 
     Raises:
         LookupError: the lab, the ablation, or that baseline with those overrides has no records; says what has.
@@ -62,6 +78,9 @@ def read(lab: Path, name: str, *, baseline: str, overrides: Mapping[str, Any]) -
         parent, tags = _parent(store, name, baseline, overrides)
         trials = _trials(store, parent)
         curves = _curves(store, parent)
+    if trial_ids is not None:
+        trials = trials[trials["trial_id"].isin(trial_ids)].reset_index(drop=True)
+        curves = curves[curves["trial_id"].isin(trial_ids)].reset_index(drop=True)
     check(trials, curves)
     return Sweep(
         name=name,
@@ -112,11 +131,13 @@ def _complaint(frame: pd.DataFrame, case: Any) -> str:
         return f"{case.column}: {case.check}: {case.failure_case}"
     record = frame.loc[case.index]
     if case.check == "multiple_fields_uniqueness":
-        return f"trial {record.trial_id}: a second one with this {case.column} ({case.failure_case})"
+        return f"trial {record.trial_id}: not the only one of its {case.column} {case.failure_case!r}"
     return f"trial {record.trial_id}: {case.column} is {case.failure_case!r}, not {case.check}"
 
 
-def _parent(store: sqlite3.Connection, name: str, baseline: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+def _parent(
+    store: sqlite3.Connection, name: str, baseline: str, overrides: Mapping[str, Any]
+) -> tuple[str, dict[str, str]]:
     """Run id and tags of the parent run."""
     tags = pd.read_sql_query(
         """
@@ -137,12 +158,18 @@ def _parent(store: sqlite3.Connection, name: str, baseline: str, overrides: Mapp
         changes = json.loads(values["dino_lab.overrides"])
         if (values["dino_lab.baseline"], changes) == (baseline, dict(overrides)):
             return str(run_id), values
-        found.append(_variant(values["dino_lab.baseline"], changes))
-    raise LookupError(f"no records of {name} with {_variant(baseline, overrides)}; with records: {'; '.join(found)}")
+        found.append(" ".join(_options(values["dino_lab.baseline"], changes)))
+    asked = " ".join(_options(baseline, overrides))
+    raise LookupError(f"no records of {name} with {asked}; with records: {'; '.join(found)}")
 
 
-def _variant(baseline: str, overrides: Mapping[str, Any]) -> str:
-    return " ".join([f"--baseline {baseline}", *(f"--set {knob}={value}" for knob, value in sorted(overrides.items()))])
+def _options(baseline: str, overrides: Mapping[str, Any]) -> list[str]:
+    changes = [f"--set {shlex.quote(f'{knob}={_plain(value)}')}" for knob, value in sorted(overrides.items())]
+    return [f"--baseline {baseline}", *changes]
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 _CHILDREN = """
@@ -152,14 +179,16 @@ _CHILDREN = """
 
 
 def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
-    query = """
-        SELECT run_uuid AS run_id, 'tag' AS kind, key, value, 0 AS is_nan FROM tags WHERE run_uuid IN ({children})
-        UNION ALL SELECT run_uuid, 'param', key, value, 0 FROM params WHERE run_uuid IN ({children})
-        UNION ALL SELECT run_uuid, 'metric', key, value, is_nan FROM latest_metrics WHERE run_uuid IN ({children})
+    query = f"""
+        SELECT run_uuid AS run_id, 'tag' AS kind, key, value, 0 AS is_nan FROM tags WHERE run_uuid IN ({_CHILDREN})
+        UNION ALL SELECT run_uuid, 'param', key, value, 0 FROM params WHERE run_uuid IN ({_CHILDREN})
+        UNION ALL SELECT run_uuid, 'metric', key, value, is_nan FROM latest_metrics WHERE run_uuid IN ({_CHILDREN})
         ORDER BY kind, key
-    """.format(children=_CHILDREN)
+    """
     cells = pd.DataFrame(store.execute(query, [parent] * 3), columns=["run_id", "kind", "key", "value", "is_nan"])
     kinds = dict(iter(cells.groupby("kind")))
+    if "metric" not in kinds:
+        raise LookupError("none of its trials has a record yet")
 
     tags = _wide(kinds["tag"])
     trials = pd.DataFrame(
@@ -177,10 +206,10 @@ def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
     )
     levels = pd.DataFrame(map(json.loads, tags["dino_lab.levels"]), index=tags.index).add_prefix("level:")
     params = _wide(kinds["param"]).apply(_literals).add_prefix("param:")
-    frames = [trials, levels, params]
-    if "metric" in kinds:
-        metrics = kinds["metric"]
-        frames.append(_wide(metrics.assign(value=_numbers(metrics["value"], metrics["is_nan"]))))
+    metrics = kinds["metric"]
+    metrics = _wide(metrics.assign(value=_numbers(metrics["value"], metrics["is_nan"])))
+    metrics = metrics.reindex(columns=sorted({*metrics, *CURVES}))
+    frames = [trials, levels, params, metrics]
     return pd.concat(frames, axis="columns").sort_values(["row_index", "seed"]).reset_index(drop=True)
 
 

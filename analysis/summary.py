@@ -48,8 +48,8 @@ def onsets(trials: pd.DataFrame) -> pd.DataFrame:
 
 def means(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     """By row: n, mean and half-width of the interval of a metric's final values."""
-    values = final(trials).groupby("row")[metric]
-    return pd.DataFrame({row: interval(group) for row, group in values}).T.reindex(rows(trials))
+    finished = final(trials)
+    return _intervals({row: finished.loc[finished["row"] == row, metric] for row in rows(trials)})
 
 
 def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     """
     values = final(trials).pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
     pairs = values.drop(index=baseline_row) - values.loc[baseline_row]
-    table = pd.DataFrame({row: interval(pairs.loc[row]) for row in pairs.index}).T
+    table = _intervals({row: pairs.loc[row] for row in pairs.index})
     table["p"] = [p_value(pairs.loc[row]) for row in pairs.index]
     table["p_holm"] = holm(table["p"])
     return table.reindex(rows(trials))
@@ -85,6 +85,10 @@ def interval(values: "pd.Series[Any]") -> "pd.Series[float]":
     n = len(known)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(known) if n > 1 else np.nan
     return pd.Series({"n": n, "mean": known.mean(), "half": half})
+
+
+def _intervals(values: "dict[str, pd.Series[Any]]") -> pd.DataFrame:
+    return pd.DataFrame(map(interval, values.values()), index=list(values), columns=["n", "mean", "half"])
 
 
 def p_value(differences: "pd.Series[Any]") -> float:

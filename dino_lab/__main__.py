@@ -39,8 +39,10 @@ def main() -> None:
             try:
                 set_up()
             except subprocess.CalledProcessError as error:
-                what = f"{Path(error.cmd[0]).name} ended with exit code {error.returncode}, its output is above"
-                stop(f"setting up .venv failed ({what}): check the network, the package index and the disk, then run again")
+                stop(
+                    f"setting up .venv failed (exit code {error.returncode}, its output is above): "
+                    "check the network, the package index and the disk, then run again"
+                )
             except OSError as error:
                 stop(f"setting up .venv failed: {error}")
             except KeyboardInterrupt:
@@ -144,7 +146,33 @@ def clear() -> None:
 def install(uv: str, fresh: bool, lock: int) -> None:
     """Makes .venv if it is to be fresh, and installs what the requirements hold, then the project."""
 
-    def write(file: TextIO, text: str) -> None:
+    def run(*command: str) -> None:
+        # Our stdout is the command's alone: `python3 -m dino_lab list --json | jq` works the first time too.
+        # The lock is theirs too: an installer that outlives us, killed, is waited for.
+        subprocess.run(command, check=True, stdout=sys.stderr, cwd=ROOT, pass_fds=[lock])
+
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    if fresh:
+        say(f"making .venv with Python {THIS_PYTHON}: once, several minutes, about 7 GB")
+        clear()
+        if uv:
+            run(uv, "venv", *quiet, "--allow-existing", "--python", sys.executable, str(VENV))
+        else:
+            run(sys.executable, "-m", "venv", str(VENV))
+    if uv:
+        pip = [uv, "pip", "install", *quiet, "--python", str(PYTHON)]
+    else:
+        if not list(VENV.glob("bin/pip*")):  # uv made it, and is not here now
+            run(str(PYTHON), "-m", "ensurepip")
+        pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", *quiet]
+    packages = sum("==" in line for line in REQUIREMENTS.read_text().splitlines())
+    say(f"installing the packages of {REQUIREMENTS.relative_to(ROOT)} ({packages})")
+    run(*pip, "--require-hashes", "-r", str(REQUIREMENTS))
+    say("installing dino_lab itself")
+    run(*pip, "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+
+
+def write(file: TextIO, text: str) -> None:
     file.seek(0)
     file.truncate()
     file.write(text)

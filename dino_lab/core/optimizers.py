@@ -52,7 +52,8 @@ def parameter_groups(network: nn.Module) -> list[dict[str, object]]:
 
     Source: main_dino.py, utils.get_params_groups; timm's grouping would spare the position embedding too.
     """
-    decayed, spared = [], []
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             group = spared if name.endswith(".bias") or parameter.ndim == 1 else decayed
@@ -79,4 +80,5 @@ def clip_each(parameters: Iterable[nn.Parameter], *, clip_grad: float) -> Tensor
     if clip_grad:
         factors = torch.stack(norms).add(1e-6).reciprocal().mul(clip_grad).clamp(max=1.0)
         torch._foreach_mul_(gradients, list(factors.unbind()))
-    return torch.stack(norms).norm()
+    norm: Tensor = torch.stack(norms).norm()
+    return norm

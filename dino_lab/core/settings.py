@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-Knob: TypeAlias = str | int | float | bool | None | list[Any]
+Knob: TypeAlias = str | int | float | bool | list[Any] | None
 
 
 class KnobError(ValueError):
@@ -56,11 +56,11 @@ class Settings(BaseModel):
         """
         values = self.model_dump(mode="json")
         known = set(self.flat())
-        wrong = []
+        wrong: list[str] = []
         # `kind` first: the other changes of that section are meant for the new kind.
         for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith("kind")):
             *sections, name = path.split(".")
-            node = values
+            node: Any = values
             for section in sections:
                 node = node.get(section) if isinstance(node, dict) else None
             if not isinstance(node, dict):

@@ -85,9 +85,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         evaluated = done == steps or done % (trial.evals.every_epochs * steps_per_epoch) == 0
         recorded = evaluated or done % trial.runtime.log_period_steps == 0
 
-        lr = trial.optimizer.lr_at(
-            step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=trial.batch_size
-        )
+        lr = trial.optimizer.lr_at(step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=trial.batch_size)
         weight_decay = trial.optimizer.weight_decay_at(step, steps=steps)
         momentum_teacher = trial.teacher.momentum_at(step, steps=steps)
         set_schedule(optimizer, lr=lr, weight_decay=weight_decay)
@@ -113,7 +111,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         seconds, steps_timed = seconds + time.perf_counter() - started, steps_timed + 1
 
         if recorded:
-            measured = outcome.measures | {
+            measured: dict[str, float | Tensor] = outcome.measures | {
                 records.LOSS: outcome.loss.detach(),
                 records.MARGINAL_ENTROPY: signals.marginal_entropy(outcome.targets),
                 records.EMBEDDING_STD: signals.embedding_std(outcome.teacher_features),
@@ -143,7 +141,13 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
 
 def _evaluate(
-    trial: Trial, method: Method, train_set: ImageSet, test_set: ImageSet, device: torch.device, *, untrained: bool = False
+    trial: Trial,
+    method: Method,
+    train_set: ImageSet,
+    test_set: ImageSet,
+    device: torch.device,
+    *,
+    untrained: bool = False,
 ) -> dict[str, float]:
     """k-NN of teacher and student; of the untrained network, which both still are, and of raw pixels beside it."""
     knn = trial.evals.knn

@@ -76,6 +76,7 @@ class TrialFolder:
         Returns:
             The last step in the journal, -1 if there is none.
         """
+        self.path.mkdir(parents=True, exist_ok=True)
         _write(self.trial, trial.model_dump_json(indent=2))
         self._end.unlink(missing_ok=True)
         if self.journal.exists():
@@ -121,7 +122,8 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
         ValueError: if another process still trains this trial after a minute.
         Exception: whatever `train` raises apart from `Diverged`, after it has been written to end.json.
     """
-    from dino_lab.core import trainer
+    from dino_lab.core.trainer import Diverged
+    from dino_lab.core.trainer import train as train_dino
 
     folder = TrialFolder(lab, trial.identity)
     with locked(folder.lock, patience_seconds=_PREDECESSOR_SECONDS, busy=f"trial {trial.identity} is being trained"):
@@ -130,11 +132,11 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
         last_step = folder.begin(trial)
         start = time.monotonic()
         try:
-            for record in (train or trainer.train)(trial, workdir=folder.path, resume_from=folder.usable_checkpoint()):
+            for record in (train or train_dino)(trial, workdir=folder.path, resume_from=folder.usable_checkpoint()):
                 if record.step > last_step:
                     folder.append(record)
                 yield record
-        except trainer.Diverged as error:
+        except Diverged as error:
             folder.write_end(End("diverged", str(error), time.monotonic() - start))
         except Exception:
             folder.write_end(End("failed", traceback.format_exc(), time.monotonic() - start))

@@ -230,7 +230,7 @@ class _Watch:
 def _callback(watch: _Watch) -> Any:
     from ray import tune
 
-    class Callback(tune.Callback):  # type: ignore[misc]
+    class Callback(tune.Callback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             watch.tick()
 
@@ -278,21 +278,27 @@ def _ray(address: str | None) -> Iterator[None]:
 
 
 def _resources(trial: "Trial") -> dict[str, float]:
-    return {"CPU": trial.runtime.cpus, "GPU": trial.runtime.gpus}
+    """As Ray books them; memory in bytes."""
+    runtime = trial.runtime
+    return {"CPU": runtime.cpus, "GPU": runtime.gpus, "memory": int(runtime.memory_gib * 2**30)}
 
 
 def _check_resources(trials: "Mapping[str, Trial]") -> None:
     """A trial must fit into one machine, or it would wait for ever."""
     import ray
 
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     for trial in trials.values():
         wanted = _resources(trial)
         if not any(all(machine.get(key, 0) >= value for key, value in wanted.items()) for machine in machines):
-            largest = {key: max(machine.get(key, 0) for machine in machines) for key in wanted}
+            runtime = trial.runtime
+            there = "; ".join(
+                f"{machine['CPU']:g} CPUs, {machine.get('GPU', 0):g} GPUs, {machine['memory'] / 2**30:.1f} GiB"
+                for machine in machines
+            )
             raise ValueError(
-                f"runtime.cpus = {trial.runtime.cpus}, runtime.gpus = {trial.runtime.gpus}: no machine has as many; "
-                f"the largest has {largest['CPU']:g} CPUs and {largest['GPU']:g} GPUs"
+                f"runtime.cpus = {runtime.cpus}, runtime.gpus = {runtime.gpus}, "
+                f"runtime.memory_gib = {runtime.memory_gib}: no machine has as much; there is {there}"
             )
 
 

@@ -82,7 +82,7 @@ class Mirror:
         self._artifacts = None if tracking_uri else (lab / "artifacts" / sweep.name).as_uri()
         self._client: MlflowClient | None = None
         self._parent_id = ""
-        self._children: dict[str, _Mirrored] = {}
+        self._children: dict[str, list[_Mirrored]] = {}
         self._silent_until = 0.0
 
     def catch_up(self, trial_ids: Sequence[str] | None = None) -> None:
@@ -90,7 +90,8 @@ class Mirror:
 
         def act(client: MlflowClient) -> None:
             for trial_id in self._children if trial_ids is None else trial_ids:
-                self._children[trial_id].catch_up(client, self._lab)
+                for child in self._children[trial_id]:
+                    child.catch_up(client, self._lab)
 
         self._attempt(act)
 
@@ -100,9 +101,10 @@ class Mirror:
             return
 
         def act(client: MlflowClient) -> None:
-            for child in self._children.values():
+            children = [child for same_trial in self._children.values() for child in same_trial]
+            for child in children:
                 child.catch_up(client, self._lab)
-            states = {child.state for child in self._children.values()}
+            states = {child.state for child in children}
             status = "KILLED" if states & {"waiting", "running", "interrupted"} else "FINISHED"
             client.set_terminated(self._parent_id, "FAILED" if "failed" in states else status)
 
@@ -122,7 +124,10 @@ class Mirror:
             self._silent_until = time.monotonic() + _SILENT_SECONDS
 
     def _open(self) -> MlflowClient:
-        """Creates what is missing: the store, the experiment, the parent and a child for each trial."""
+        """Creates what is missing: store, experiment, parent, and a child for each row and seed.
+
+        Two rows may share a trial, as a level that is the baseline's does: each has its child.
+        """
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._sweep.name)
@@ -134,14 +139,15 @@ class Mirror:
         self._settle_abandoned(client)
         self._parent_id = self._open_parent(client, experiment_id)
         found = {
-            run.data.tags["dino_lab.trial_id"]: run
+            (run.data.tags["dino_lab.row"], run.data.tags["dino_lab.trial_id"]): run
             for run in _search(client, [experiment_id], f"tags.mlflow.parentRunId = '{self._parent_id}'")
         }
+        self._children.clear()
         for each in self._sweep.labelled:
             trial_id = each.trial.identity
-            child = self._open_child(client, experiment_id, each, found.get(trial_id))
+            child = self._open_child(client, experiment_id, each, found.get((each.row, trial_id)))
             child.catch_up(client, self._lab)
-            self._children[trial_id] = child
+            self._children.setdefault(trial_id, []).append(child)
         return client
 
     def _settle_abandoned(self, client: MlflowClient) -> None:
@@ -158,7 +164,7 @@ class Mirror:
         key = {
             "dino_lab.kind": "ablation",
             "dino_lab.baseline": sweep.baseline_name,
-            "dino_lab.overrides": json.dumps(sweep.overrides, sort_keys=True),
+            "dino_lab.overrides": json.dumps(dict(sweep.overrides), sort_keys=True),
         }
         tags = key | {
             "dino_lab.baseline_row": sweep.baseline_row,
@@ -184,7 +190,7 @@ class Mirror:
             "dino_lab.row": each.row,
             "dino_lab.row_index": str(each.row_index),
             "dino_lab.seed": str(each.seed),
-            "dino_lab.levels": json.dumps(each.levels),
+            "dino_lab.levels": json.dumps(dict(each.levels)),
         }
         if run is None:
             run = client.create_run(experiment_id, run_name=f"{each.row} s{each.seed}", tags=tags | _UNTRAINED)

@@ -40,7 +40,7 @@ _DRAWS = 33
 # Local crops count from here, so that the number of global crops changes no local crop.
 _FIRST_LOCAL = 2**16
 
-_CHUNK = 32
+_CHUNK = 64
 """Images worked on at once: few enough that their crops stay in a core's cache."""
 
 
@@ -53,9 +53,9 @@ class Crops(Settings):
     Source: DINO (arXiv:2104.14294); main_dino.py, DataAugmentationDINO.
     """
 
-    global_crops_size: int = Field(default=224, ge=1)
+    global_crops_size: int = Field(default=224, ge=2)
     """Side of a global crop in pixels."""
-    local_crops_size: int = Field(default=96, ge=1)
+    local_crops_size: int = Field(default=96, ge=2)
     """Side of a local crop in pixels."""
     global_crops_number: int = Field(default=2, ge=2, lt=_FIRST_LOCAL)
     """Global crops an image; the teacher sees only these."""
@@ -383,15 +383,18 @@ def _column(values: Float64[np.ndarray, "N"]) -> Float[Tensor, "N 1 1 1"]:
 def blurred(crops: Float[Tensor, "N 3 S S"], sigma: Float64[np.ndarray, "N"]) -> Float[Tensor, "N 3 S S"]:
     """Crops blurred by a Gaussian cut off at 4 sigma; beyond its edge a crop goes on with its last pixel, as PIL's."""
     size = crops.shape[-1]
-    radius = math.ceil(4 * sigma.max())
-    taps = torch.arange(-radius - size + 1, radius + size)
-    kernel = torch.exp(-0.5 * (taps / torch.from_numpy(sigma)[:, None]) ** 2) * (taps.abs() <= radius)
-    kernel /= kernel.sum(dim=1, keepdim=True)
-    # [S, radius + S + radius], each row the kernel about its own pixel; what lies outside goes to the edges.
-    wide = kernel.float().unfold(1, size + 2 * radius, 1).flip(1)
-    matrix = wide[:, :, radius : radius + size].contiguous()
-    matrix[:, :, 0] += wide[:, :, :radius].sum(dim=2)
-    matrix[:, :, -1] += wide[:, :, radius + size :].sum(dim=2)
+    place = torch.arange(size)
+    width = torch.from_numpy(sigma)[:, None]
+    distance = torch.arange(max(size, math.ceil(4 * sigma.max()) + 1))
+    kernel = torch.exp(-0.5 * (distance / width) ** 2) * (distance <= 4 * width)
+    # What a kernel has from a distance on: an edge pixel stands for all that lie beyond it. Summed from afar, where
+    # there are only zeros, it does not depend on the longest kernel of the batch.
+    tail = kernel.flip(1).cumsum(1).flip(1)
+    total = 2 * tail[:, :1] - kernel[:, :1]
+    kernel, tail = (kernel / total).float(), (tail / total).float()
+    matrix = kernel[:, (place[:, None] - place).abs()]
+    matrix[:, :, 0] = tail[:, :size]
+    matrix[:, :, -1] = tail[:, :size].flip(1)
     columns = torch.bmm(crops.view(-1, 3 * size, size), matrix.transpose(1, 2)).view_as(crops)
     return torch.matmul(matrix[:, None], columns)
 

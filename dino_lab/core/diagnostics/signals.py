@@ -12,7 +12,8 @@ from torch import Tensor
 def marginal_entropy(targets: Float[Tensor, "G B K"]) -> Float[Tensor, ""]:
     """Entropy of the mean target over crops and images, nats: 0 if all choose one prototype, at most ln K."""
     mean = targets.mean(dim=(0, 1))
-    return -torch.special.xlogy(mean, mean).sum()
+    entropy: Tensor = torch.special.entr(mean).sum()
+    return entropy
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """DINO: self-distillation with no labels (arXiv:2104.14294), in the order of its Algorithm 1."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -76,15 +78,16 @@ class DINOMethod(nn.Module):
         log_probs = (student_logits.float() / self.settings.student_temp).log_softmax(dim=-1)
         targets = log_targets.exp()
         loss = cross_entropy(targets, log_probs)
+        outcome = Outcome(loss, targets, teacher_features.float())
         if not now.measured:
-            return Outcome(loss)
+            return outcome
         measures: dict[str, float | Tensor] = {
             records.TEACHER_ENTROPY: -(targets * log_targets).sum(dim=-1).mean(),
             records.KL: kl_divergence(log_targets, log_probs.detach()),
             records.CENTER_NORM: self.center.norm(),
             records.TEACHER_TEMP: teacher_temp,
         }
-        return Outcome(loss, measures, targets, teacher_features.float())
+        return replace(outcome, measures=measures)
 
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, then the centre toward the logits of this step."""
@@ -114,8 +117,9 @@ def cross_entropy(targets: Float[Tensor, "G B K"], log_probs: Float[Tensor, "V B
 
 @torch.no_grad()
 def kl_divergence(log_targets: Float[Tensor, "G B K"], log_probs: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
-    """Mean of KL(targets || probs) over the pairs of `cross_entropy`, in nats; not by subtraction, so that the two check
-    each other.
+    """Mean of KL(targets || probs) over the pairs of `cross_entropy`, in nats.
+
+    Not by subtracting the entropy from the loss, so that loss = entropy + KL is a check of all three.
     """
     divergences = [
         F.kl_div(crop_log_probs, crop_log_targets, reduction="sum", log_target=True)

@@ -27,12 +27,12 @@ class Now:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A loss, and, where a record is due, what it can be understood by."""
+    """A loss, what it was made of, and, where a record is due, what it measures of itself."""
 
     loss: Float[Tensor, ""]
+    targets: Float[Tensor, "G B K"]
+    teacher_features: Float[Tensor, "G B D"]
     measures: dict[str, float | Tensor] = field(default_factory=dict)
-    targets: Float[Tensor, "G B K"] | None = None
-    teacher_features: Float[Tensor, "G B D"] | None = None
 
 
 class Method(Protocol):

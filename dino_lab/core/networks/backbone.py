@@ -54,9 +54,9 @@ class Backbone(Settings):
         import timm  # here, since it takes two seconds that planning a sweep need not wait for
 
         self.check()
-        chosen = {"patch_size": self.patch_size, "embed_dim": self.embed_dim, "depth": self.depth}
+        chosen: dict[str, Any] = {"patch_size": self.patch_size, "embed_dim": self.embed_dim, "depth": self.depth}
         chosen["num_heads"] = self.num_heads
-        vit = timm.create_model(
+        vit: Any = timm.create_model(
             self.name,
             pretrained=False,
             num_classes=0,
@@ -64,7 +64,8 @@ class Backbone(Settings):
             drop_path_rate=self.drop_path_rate,
             **{name: value for name, value in chosen.items() if value is not None},
         )
-        plain = type(vit).__name__ == "VisionTransformer" and {type(block).__name__ for block in vit.blocks} == {"Block"}
+        plain = type(vit).__name__ == "VisionTransformer"
+        plain = plain and {type(block).__name__ for block in vit.blocks} == {"Block"}
         if not plain or vit.cls_token is None or vit.pos_embed is None or vit.num_prefix_tokens != 1:
             raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
         return VisionTransformer(vit)
@@ -143,8 +144,6 @@ def _attention(attn: Any, x: Float[Tensor, "B N D"], queries_number: int) -> Flo
         q = F.linear(x[:, :queries_number], q_weight, q_bias).unflatten(-1, heads).transpose(1, 2)
         k, v = F.linear(x, kv_weight, kv_bias).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
     q, k = attn.q_norm(q), attn.k_norm(k)
-    if x.is_cuda:
-        out = F.scaled_dot_product_attention(q, k, v)
-    else:
-        out = (q * attn.scale @ k.mT).softmax(dim=-1) @ v
+    # The one place where the form of attention is chosen.
+    out = F.scaled_dot_product_attention(q, k, v) if x.is_cuda else (q * attn.scale @ k.mT).softmax(dim=-1) @ v
     return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -1,0 +1,57 @@
+"""Baselines: whole trials that experiments start from, by name; --baseline chooses one."""
+
+from dino_lab.core.trial import Trial
+
+_SHAPES_CPU = {
+    "epochs": 8,
+    "batch_size": 32,
+    "backbone.name": "vit_tiny_patch16_224",
+    "backbone.patch_size": 8,
+    "backbone.embed_dim": 96,
+    "backbone.depth": 4,
+    "backbone.num_heads": 3,
+    "backbone.drop_path_rate": 0.0,
+    # The reference's head would hold seven of eight million parameters of a network this small.
+    "head.out_dim": 256,
+    "head.hidden_dim": 256,
+    "head.bottleneck_dim": 64,
+    "crops.global_crops_size": 32,
+    "crops.local_crops_size": 16,
+    "crops.local_crops_number": 4,
+    "crops.local_crops_scale": [0.15, 0.4],
+    "crops.blur_probability": [0.0, 0.0, 0.0],
+    "optimizer.lr": 0.016,
+    "optimizer.warmup_epochs": 1.0,
+    "optimizer.freeze_last_layer_epochs": 0.2,
+    "teacher.momentum_teacher": 0.97,
+    "evals.every_epochs": 4,
+    "evals.knn.bank_images": 2000,
+}
+
+_SMOKE = _SHAPES_CPU | {
+    "epochs": 2,
+    "batch_size": 8,
+    "data.train_images": 48,
+    "data.test_images": 24,
+    "data.image_size": 32,
+    "backbone.patch_size": 8,
+    "backbone.embed_dim": 24,
+    "backbone.depth": 2,
+    "head.out_dim": 32,
+    "head.hidden_dim": 32,
+    "head.bottleneck_dim": 16,
+    "crops.global_crops_size": 16,
+    "crops.local_crops_size": 8,
+    "crops.local_crops_number": 2,
+    "evals.every_epochs": 1,
+    "runtime.log_period_steps": 2,
+    "runtime.checkpoint_period_steps": 4,
+}
+
+BASELINES = {
+    # Two minutes on one core: what a laptop can show.
+    "shapes_cpu": Trial().but(_SHAPES_CPU),
+    # Seconds: everything runs, nothing is learned.
+    "smoke": Trial().but(_SMOKE),
+}
+DEFAULT = "shapes_cpu"

@@ -1,0 +1,129 @@
+"""A made-up sweep as `orchestration.tracking` would have mirrored it: curves in closed form, no randomness.
+
+Nine planned trials: "both" is healthy and lacks seed 2, "centring only" goes to uniform and has a diverged seed,
+"sharpening only" goes to one prototype.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+
+K = 256
+STEPS = 800
+PERIOD = 20
+EVERY = 200
+FACTORS = {"class": 0.0, "shape": -30.0, "colour": 8.0, "texture": -38.0}
+NOTE = """Do centring and sharpening keep each other from collapse?
+
+Expect: entropy falls to 0 without centring and rises to ln K without sharpening (paper, Figure 7).
+
+Command: dino-lab run collapse
+Cost: 9 trials, `shapes_cpu`."""
+
+# row, seed, state, verdict, onset step, step of the last record
+TRIALS = (
+    ("both", 0, "finished", "none", None, STEPS),
+    ("centring only", 0, "finished", "uniform", 140, STEPS),
+    ("sharpening only", 0, "finished", "one_prototype", 80, STEPS),
+    ("both", 1, "finished", "none", None, STEPS),
+    ("centring only", 1, "diverged", "none", None, 100),
+    ("sharpening only", 1, "finished", "one_prototype", 100, STEPS),
+    ("both", 2, "waiting", "none", None, -1),
+    ("centring only", 2, "finished", "uniform", 120, STEPS),
+    ("sharpening only", 2, "finished", "one_prototype", 60, STEPS),
+)
+ROWS = ("both", "centring only", "sharpening only")
+CHANGES = {
+    "both": {},
+    "centring only": {"method.sharpening": False},
+    "sharpening only": {"method.centering": False},
+}
+KNOBS = {
+    "epochs": 8,
+    "batch_size": 32,
+    "data.kind": "shapes",
+    "crops.local_crops_scale": [0.15, 0.4],
+    "head.out_dim": K,
+    "method.centering": True,
+    "method.sharpening": True,
+    "method.teacher_temp": 0.04,
+    "runtime.device": "cpu",
+}
+
+
+def write_store(lab: Path) -> None:
+    """An MLflow store with the sweep above under two experiments' worth of names: only `collapse` has records."""
+    client = MlflowClient(f"sqlite:///{lab / 'mlflow.db'}")
+    experiment = client.create_experiment("collapse")
+    parent = client.create_run(
+        experiment,
+        run_name="collapse shapes_cpu",
+        tags={
+            "dino_lab.kind": "ablation",
+            "dino_lab.baseline": "shapes_cpu",
+            "dino_lab.overrides": json.dumps({"epochs": 8}),
+            "dino_lab.baseline_row": "both",
+            "dino_lab.published": "",
+            "mlflow.note.content": NOTE,
+        },
+    ).info.run_id
+    for row, seed, state, verdict, onset, last in TRIALS:
+        tags = {
+            "dino_lab.kind": "trial",
+            "mlflow.parentRunId": parent,
+            "dino_lab.trial_id": f"{ROWS.index(row)}{seed}abcdef01",
+            "dino_lab.row": row,
+            "dino_lab.row_index": str(ROWS.index(row)),
+            "dino_lab.seed": str(seed),
+            "dino_lab.levels": json.dumps({"operations": row}),
+            "dino_lab.state": state,
+            "dino_lab.verdict": verdict,
+            "dino_lab.onset_step": "" if onset is None else str(onset),
+        }
+        run = client.create_run(experiment, run_name=f"{row} s{seed}", tags=tags).info.run_id
+        knobs = KNOBS | CHANGES[row] | {"seed": seed}
+        params = [Param(k, v if isinstance(v, str) else json.dumps(v)) for k, v in knobs.items()]
+        metrics = [
+            Metric(name, value, 1_000 * step, step)
+            for step in range(0, last + 1, PERIOD)
+            for name, value in values(row, seed, step)
+        ]
+        client.log_batch(run, params=params, tags=[RunTag("mlflow.runName", f"{row} s{seed}")])
+        for start in range(0, len(metrics), 900):
+            client.log_batch(run, metrics=metrics[start : start + 900])
+
+
+def values(row: str, seed: int, step: int) -> Iterator[tuple[str, float]]:
+    """What a trial of this row and seed records at a step."""
+    progress = step / STEPS
+    wobble = 0.02 * math.sin(0.11 * step + 2 * seed + ROWS.index(row))
+    if step:
+        start = 0.93 + 0.01 * seed
+        speed = 14 - 2 * seed
+        fraction, kl = {
+            "both": (0.62 + (start - 0.62) * math.exp(-4 * progress) + wobble, 0.45 + 0.5 * math.exp(-3 * progress)),
+            "centring only": (1 - (1 - start) * math.exp(-speed * progress), 0.35 * math.exp(-speed * progress)),
+            "sharpening only": (start * math.exp(-speed * progress), 0.9 * math.exp(-speed * progress)),
+        }[row]
+        yield "train/teacher_entropy", fraction * math.log(K)
+        yield "train/teacher_entropy_fraction", fraction
+        yield "train/kl", kl * (1 + wobble)
+        yield "train/loss", fraction * math.log(K) + kl * (1 + wobble)
+        yield "runtime/images_per_second", 410.0 + seed
+    if step % EVERY == 0:
+        untrained = 36.0 + seed
+        gain = {"both": 45.0, "centring only": -2.0, "sharpening only": -9.0}[row] * (1 - math.exp(-3 * progress))
+        yield "eval/knn_top1", untrained + gain + 10 * wobble * (step > 0)
+        yield "eval/student_knn_top1", untrained + gain
+        for factor, easier in FACTORS.items():
+            gains = gain * (0.4 if easier < 0 else 1)
+            base = 18.0 if easier < 0 else untrained
+            yield f"factor/knn_top1_{factor}", max(base + gains + 10 * wobble * (step > 0), 0)
+        if step == 0:
+            yield "eval/pixels_knn_top1", 61.5
+            for factor, easier in FACTORS.items():
+                yield f"factor/pixels_knn_top1_{factor}", 61.5 + easier

@@ -1,0 +1,96 @@
+"""A driver in a process of its own, to be killed: python -m tests.orchestration.driver LAB. Its trials are fakes."""
+
+import argparse
+import functools
+import json
+import os
+import signal
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from dino_lab.ablation import LabelledTrial
+from dino_lab.core.records import ENTROPY_FRACTION, KNN, LOSS, Record
+from dino_lab.core.trial import Trial
+from dino_lab.orchestration.runner import run
+
+STEPS = 8
+CHECKPOINT_PERIOD = 3
+
+
+def labelled_trials(number: int = 3) -> list[LabelledTrial]:
+    """Rows of one seed that differ in their epochs."""
+    return [
+        LabelledTrial(f"row {i}", i, 0, {"epochs": str(100 + i)}, Trial().but({"epochs": 100 + i}))
+        for i in range(number)
+    ]
+
+
+def fake_train(
+    trial: Trial,
+    *,
+    workdir: Path,
+    resume_from: Path | None = None,
+    step_seconds: float = 0.0,
+    dies_once_at: int | None = None,
+) -> Iterator[Record]:
+    """Yields STEPS records, the same values each time; writes down where each attempt began."""
+    first = 0
+    if resume_from:
+        with zipfile.ZipFile(resume_from) as checkpoint:
+            first = int(checkpoint.read("step")) + 1
+    with (workdir / "attempts").open("a") as attempts:
+        attempts.write(f"{first}\n")
+    for step in range(first, STEPS):
+        time.sleep(step_seconds)
+        death = workdir / "died"
+        if step == dies_once_at and not death.exists():
+            death.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        values = {LOSS: 1 / (step + 1), ENTROPY_FRACTION: step / STEPS}
+        if step % 4 == 0:
+            values[KNN] = 10.0 + step
+        yield Record(step, step / 2, time.time(), values, *(("uniform", 5) if step >= 5 else ()))
+        if step % CHECKPOINT_PERIOD == 0:
+            with zipfile.ZipFile(workdir / "checkpoint.part", "w") as checkpoint:
+                checkpoint.writestr("step", str(step))
+            (workdir / "checkpoint.part").replace(workdir / "checkpoint.pt")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("lab", type=Path)
+    parser.add_argument("--step-seconds", type=float, default=0.0)
+    parser.add_argument("--dies-once-at", type=int)
+    parser.add_argument("--cpus", type=int, default=1)
+    arguments = parser.parse_args()
+    try:
+        summary = run(
+            [
+                LabelledTrial(
+                    each.row, each.row_index, each.seed, each.levels, each.trial.but({"runtime.cpus": arguments.cpus})
+                )
+                for each in labelled_trials()
+            ],
+            name="fake",
+            baseline_name="smoke",
+            overrides={},
+            note="Three fakes.",
+            baseline_row="row 0",
+            published=None,
+            lab=arguments.lab,
+            train=functools.partial(
+                fake_train, step_seconds=arguments.step_seconds, dies_once_at=arguments.dies_once_at
+            ),
+        )
+    except ValueError as error:
+        print(json.dumps({"error": str(error)}))
+        sys.exit(2)
+    states = [trial.state for trial in summary.trials]
+    print(json.dumps({"states": states, "skipped": summary.skipped, "notes": summary.notes}))
+
+
+if __name__ == "__main__":
+    main()

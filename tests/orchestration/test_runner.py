@@ -1,0 +1,216 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from dino_lab.orchestration import runner
+from dino_lab.orchestration.folder import TrialFolder, locked
+from dino_lab.orchestration.runner import Progress, run
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+
+
+class Driver:
+    """tests/orchestration/driver.py in its own process and process group."""
+
+    def __init__(self, lab: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.orchestration.driver", str(lab), *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def outcome(self) -> dict:
+        """What it prints at its end; nothing else may be printed."""
+        out, err = self.process.communicate(timeout=200)
+        assert out.strip(), err
+        return json.loads(out)
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 150
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def listening(self) -> set[str]:
+        """Addresses on which the driver and everything that it started listen."""
+        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        return {
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store: its migrations take seconds, so they are done once for all tests."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def lab(tmp_path: Path, store: Path) -> Path:
+    shutil.copy(store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def folders(lab: Path) -> list[TrialFolder]:
+    return [TrialFolder(lab, path.name) for path in sorted((lab / "trials").glob("*"))]
+
+
+def attempts(folder: TrialFolder) -> list[int]:
+    """The step at which each attempt began."""
+    return [int(line) for line in (folder.path / "attempts").read_text().split()]
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    state: str
+    status: str
+    steps: list[int]
+    mirrored: int
+
+
+def in_mlflow(lab: Path) -> list[Mirrored]:
+    """The children of the only parent."""
+    client = MlflowClient(f"sqlite:///{lab / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("fake").experiment_id])
+    assert sum(run.data.tags["dino_lab.kind"] == "ablation" for run in runs) == 1
+    return [
+        Mirrored(
+            run.data.tags["dino_lab.state"],
+            run.info.status,
+            [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")],
+            int(run.data.tags["dino_lab.mirrored_records"]),
+        )
+        for run in runs
+        if run.data.tags["dino_lab.kind"] == "trial"
+    ]
+
+
+ALL_MIRRORED = [Mirrored("finished", "FINISHED", list(range(STEPS)), STEPS)] * 3
+
+
+@pytest.mark.ray
+def test_killed_workers_are_retried_and_every_trial_finishes_with_each_step_once(lab: Path) -> None:
+    driver = Driver(lab, "--dies-once-at", "6", "--step-seconds", "0.05")
+    driver.wait_until(lambda: any(folder.records() for folder in folders(lab)))
+    assert driver.listening() == {"127.0.0.1"}, "Ray is reachable from this machine only"
+    assert driver.outcome() == {"states": ["finished"] * 3, "skipped": 0, "notes": []}
+    for folder in folders(lab):
+        # Killed at step 6, the checkpoint is of step 3; steps 4 and 5 are computed twice and kept once.
+        assert attempts(folder) == [0, 4]
+        assert [record.step for record in folder.records()] == list(range(STEPS))
+    assert in_mlflow(lab) == ALL_MIRRORED
+    assert not (lab / "ray").exists()
+
+
+@pytest.mark.ray
+def test_a_run_after_a_killed_driver_finishes_and_repeats_nothing_that_was_finished(lab: Path) -> None:
+    first = Driver(lab, "--step-seconds", "0.5")
+    first.wait_until(lambda: any(folder.end() for folder in folders(lab)))
+    first.process.kill()
+    first.process.wait()
+    finished = [folder for folder in folders(lab) if folder.end()]
+    before = {folder.path: folder.records() for folder in folders(lab)}
+    assert 1 <= len(finished) < 3
+
+    second = Driver(lab)
+    outcome = second.outcome()
+    assert outcome["states"] == ["finished"] * 3
+    assert outcome["skipped"] >= len(finished)
+    assert [attempts(folder) for folder in finished] == [[0]] * len(finished)
+    for folder in folders(lab):
+        records = folder.records()
+        assert [record.step for record in records] == list(range(STEPS))
+        assert records[: len(before.get(folder.path, []))] == before.get(folder.path, [])
+    assert in_mlflow(lab) == ALL_MIRRORED
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_how_to_go_on_and_leaves_everything_resumable(lab: Path, stop: signal.Signals) -> None:
+    driver = Driver(lab, "--step-seconds", "1")
+    driver.wait_until(lambda: any(len(folder.records()) > 4 for folder in folders(lab)))
+    driver.process.send_signal(stop)
+    outcome = driver.outcome()
+    assert "waiting" in outcome["states"]
+    assert "interrupted" in outcome["states"]
+    assert any("the same command again goes on" in note for note in outcome["notes"])
+    assert {(child.state, child.status) for child in in_mlflow(lab)} == {
+        ("interrupted", "KILLED"),
+        ("waiting", "SCHEDULED"),
+    }
+    for child, folder in zip(
+        sorted(in_mlflow(lab), key=lambda child: -child.mirrored),
+        sorted(folders(lab), key=lambda folder: -len(folder.records())),
+        strict=False,
+    ):
+        assert child.mirrored == len(child.steps) == len(folder.records())
+    with locked(lab / "run.lock", patience_seconds=0, busy="the lab is still in use"):
+        pass
+
+
+@pytest.mark.ray
+def test_a_trial_that_no_machine_can_hold_is_refused_before_anything_starts(lab: Path) -> None:
+    shutil.rmtree(lab)
+    driver = Driver(lab, "--cpus", "1000")
+    assert "runtime.cpus = 1000" in driver.outcome()["error"]
+    assert driver.process.returncode == 2
+    assert not (lab / "trials").exists()
+    assert not (lab / "mlflow.db").exists()
+
+
+def finished_run(lab: Path, on_progress: Callable[[Progress], None]) -> runner.Summary:
+    return run(
+        [],
+        name="fake",
+        baseline_name="smoke",
+        overrides={},
+        note="",
+        baseline_row="row 0",
+        published=None,
+        lab=lab,
+        on_progress=on_progress,
+    )
+
+
+def test_a_run_with_nothing_left_to_do_needs_no_ray(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_ray", None)
+    shown: list[Progress] = []
+    summary = finished_run(lab, shown.append)
+    assert (summary.trials, summary.notes, summary.mirror_error) == ((), [], None)
+    assert len(shown) == 2
+
+
+def test_a_second_driver_in_the_same_lab_is_refused_and_told_whose_it_is(lab: Path) -> None:
+    with (
+        locked(lab / "run.lock", patience_seconds=0, busy=""),
+        pytest.raises(ValueError, match=f"a run is going on there by process {os.getpid()}"),
+    ):
+        finished_run(lab, lambda progress: None)
+
+
+def test_a_full_disk_is_refused_before_anything_starts(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_FREE_BYTES", 2**70)
+    with pytest.raises(ValueError, match="GiB free"):
+        finished_run(lab, lambda progress: None)
+    assert not (lab / "trials").exists()
