@@ -62,6 +62,9 @@ _METADATA: dict[str, dict[str, Any]] = {
 FORMATS = tuple(_METADATA)
 
 
+_LEGEND_COLUMNS = 5
+
+
 def curves(sweep: Sweep) -> Figure:
     """Teacher entropy and KL over training, as in the paper's Figure 7, and k-NN beside them.
 
@@ -70,24 +73,134 @@ def curves(sweep: Sweep) -> Figure:
     """
     rows = summary.rows(sweep.trials)
     colors = dict(zip(rows, _palette(len(rows)), strict=True))
-    legend_rows = math.ceil(len(rows) / _LEGEND_COLUMNS)
     with style.context(_STYLE):
-        width, height = figsizes.icml2024_full(nrows=1, ncols=3, height_to_width_ratio=0.8)["figure.figsize"]
-        figure = Figure(figsize=(width, height + 0.16 * legend_rows))
+        handles = [Line2D([], [], color=color, label=row) for row, color in colors.items()] + _explained(sweep.trials)
+        width, height = figsizes.icml2024_full(nrows=1, ncols=3, height_to_width_ratio=0.85)["figure.figsize"]
+        figure = Figure(figsize=(width, height + 0.15 * math.ceil(len(handles) / _LEGEND_COLUMNS)))
         entropy, kl, knn = figure.subplots(1, 3)
         for axes, metric, title in (
             (entropy, names.TEACHER_ENTROPY, "Teacher entropy (nats)"),
-            (kl, names.KL, "KL(teacher ‖ student) (nats)"),
-            (knn, names.KNN, "k-NN, held-out images (%)"),
+            (kl, names.KL, "KL of teacher and student (nats)"),
+            (knn, names.KNN, "k-NN of held-out images (%)"),
         ):
             axes.set_title(title)
             axes.set_xlabel("optimiser step")
-            _draw_rows(axes, sweep, metric, colors)
+            values = sweep.curves[sweep.curves["metric"] == metric]
+            for row, color in colors.items():
+                trials = sweep.trials[sweep.trials["row"] == row]
+                _draw_row(axes, trials, values, color, marker="o" if metric == names.KNN else "")
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
         _draw_uniform(entropy, sweep.trials)
         _draw_pixels(knn, sweep)
-        for axes in (entropy, kl):
-            axes.set_ylim(bottom=0)
-            _draw_onsets(axes, sweep, colors)
-        handles = [Line2D([], [], color=colors[row], label=row) for row in rows]
-        figure.legend(handles=handles + _legend(sweep), loc="outside lower center", ncols=_LEGEND_COLUMNS)
+        # Pads of the whole legend, so that it stands clear of the axis labels.
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), _LEGEND_COLUMNS))
     return figure
+
+
+def factors(sweep: Sweep) -> Figure:
+    """k-NN of each factor by row, means over finished trials; the references stand below the line."""
+    table = tables.factors(sweep)
+    shown = table[[f"{factor}_mean" for factor in tables.factor_names(table)]].to_numpy(dtype=float)
+    with style.context(_STYLE):
+        width, _ = figsizes.icml2024_half()["figure.figsize"]
+        figure = Figure(figsize=(width, 0.75 + 0.21 * len(table)))
+        axes = figure.subplots()
+        image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        for (row, column), value in np.ndenumerate(shown):
+            # White letters on the dark half of the map, black ones on the light half; a dash for what is missing.
+            color = "white" if value < 55 else "black"
+            text = "–" if np.isnan(value) else f"{value:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color if text != "–" else "black")
+        axes.axhline(len(table) - 2.5, color="white", linewidth=2.5)
+        axes.set_xticks(
+            range(shown.shape[1]), tables.factor_names(table), rotation=30, ha="right", rotation_mode="anchor"
+        )
+        axes.set_yticks(range(len(table)), list(table.index))
+        axes.tick_params(length=0, labelsize=7)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        bar = figure.colorbar(image, ax=axes, pad=0.02, label="k-NN (%)", ticks=[0, 50, 100])
+        bar.outline.set_visible(False)
+    return figure
+
+
+def render(figure: Figure, form: str) -> bytes:
+    """The figure as a pdf, svg or png file, without the time or place of its making."""
+    file = io.BytesIO()
+    with style.context(_STYLE):
+        figure.savefig(file, format=form, metadata=_METADATA[form])
+    return file.getvalue()
+
+
+def _palette(n: int) -> list[str]:
+    if n <= len(OKABE_ITO):
+        return list(OKABE_ITO[:n])
+    # The lightest end is left out: yellow is not seen on white.
+    return [to_hex(color) for color in matplotlib.colormaps["viridis"](np.linspace(0, 0.9, n))]
+
+
+def _draw_row(axes: Axes, trials: pd.DataFrame, values: pd.DataFrame, color: str, *, marker: str) -> None:
+    finished = summary.final(trials)
+    over_seeds = values[values["trial_id"].isin(finished["trial_id"])].groupby("step")["value"]
+    mean = over_seeds.mean()
+    axes.fill_between(mean.index, over_seeds.min(), over_seeds.max(), color=color, alpha=0.2, linewidth=0)
+    axes.plot(mean.index, mean, color=color, marker=marker)
+    onset = finished["onset_step"].median()
+    if not marker and not pd.isna(onset):
+        axes.plot(onset, np.interp(onset, mean.index, mean), color=color, **_ONSET)
+    for trial in trials.drop(finished.index).itertuples():
+        curve = values[values["trial_id"] == trial.trial_id]
+        axes.plot(curve["step"], curve["value"], color=color, marker=marker, **_UNFINISHED)
+        if trial.state == "diverged":
+            axes.plot(curve["step"].iloc[-1:], curve["value"].iloc[-1:], color=color, **_DIVERGED)
+
+
+_ONSET: dict[str, Any] = {
+    "marker": "v",
+    "markersize": 5,
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.6,
+    "zorder": 4,
+}
+_UNFINISHED: dict[str, Any] = {"linewidth": 0.6, "markersize": 2}
+_DIVERGED: dict[str, Any] = {"marker": "x", "markersize": 4, "markeredgewidth": 1, "zorder": 4}
+
+
+def _explained(trials: pd.DataFrame) -> list[Line2D]:
+    """Legend entries of the marks that this figure has."""
+    states = set(trials["state"])
+    marks = []
+    if summary.final(trials)["onset_step"].notna().any():
+        marks.append(Line2D([], [], color=_GREY, linestyle="", label="onset of collapse", **_ONSET))
+    if states & {"running", "interrupted", "failed"}:
+        marks.append(Line2D([], [], color=_GREY, label="not finished", **_UNFINISHED))
+    if "diverged" in states:
+        marks.append(Line2D([], [], color=_GREY, linestyle="", label="diverged", **_DIVERGED))
+    return marks
+
+
+def _draw_uniform(axes: Axes, trials: pd.DataFrame) -> None:
+    for out_dim in sorted(trials["param:head.out_dim"].unique()):
+        _draw_level(axes, math.log(out_dim), f"ln {out_dim}")
+
+
+def _draw_pixels(axes: Axes, sweep: Sweep) -> None:
+    mean = summary.untrained(sweep.trials, sweep.curves, names.PIXELS_KNN)["mean"]
+    if not math.isnan(mean):
+        _draw_level(axes, mean, "raw pixels")
+
+
+def _draw_level(axes: Axes, height: float, label: str) -> None:
+    axes.axhline(height, color=_GREY, linestyle=(0, (4, 2)), linewidth=0.8, zorder=1)
+    axes.annotate(
+        label,
+        (1, height),
+        (0, 1.5),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=6,
+        color=_GREY,
+    )

@@ -160,7 +160,7 @@ def install(uv: str, fresh: bool, lock: int) -> None:
         else:
             run(sys.executable, "-m", "venv", str(VENV))
     if uv:
-        pip = [uv, "pip", "install", *quiet, "--python", str(PYTHON)]
+        pip = [uv, "pip", "install", *quiet, "--compile-bytecode", "--python", str(PYTHON)]
     else:
         if not list(VENV.glob("bin/pip*")):  # uv made it, and is not here now
             run(str(PYTHON), "-m", "ensurepip")

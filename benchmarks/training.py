@@ -1,0 +1,145 @@
+"""Images/s of whole training, crops included: dino_lab against lightly's DINO recipe, in turns in one run.
+
+Both train timm's ViT (32 px, patch 4, dim 192, depth 6) with the reference's head (K 4096), 2 + 6 crops and batches
+of 64, from the same images. lightly's recipe is that of its documentation: its transform in loader processes, its
+head, loss and momentum update, torch's AdamW. Each side has all processors, in the way that serves it best.
+
+    python benchmarks/training.py [--rounds 3] [--steps 12] [--precision f32]
+"""
+
+import argparse
+import copy
+import datetime
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import timm
+import torch
+from lightly.loss import DINOLoss
+from lightly.models.modules import DINOProjectionHead
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from lightly.transforms.dino_transform import DINOTransform
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from dino_lab.core.records import IMAGES_PER_SECOND
+from dino_lab.core.trainer import train
+from dino_lab.core.trial import Trial
+
+BATCH, IMAGES = 64, 4096
+
+
+def trial(*, steps: int, precision: str, loader_workers: int) -> Trial:
+    return Trial().but(
+        {
+            "precision": precision,
+            "epochs": 100,
+            "batch_size": BATCH,
+            "data.image_size": 32,
+            "data.train_images": IMAGES,
+            "data.test_images": 64,
+            "crops.global_crops_size": 32,
+            "crops.local_crops_size": 16,
+            "crops.local_crops_number": 6,
+            "backbone.name": "vit_tiny_patch16_224",
+            "backbone.patch_size": 4,
+            "backbone.depth": 6,
+            "head.out_dim": 4096,
+            "evals.knn.bank_images": 64,
+            "runtime.log_period_steps": steps,
+            "runtime.loader_workers": loader_workers,
+        }
+    )
+
+
+def ours(settings: Trial, workdir: Path) -> Iterator[float]:
+    """Images/s of each stretch of steps; evaluations are not timed."""
+    for record in train(settings, workdir=workdir):
+        if record.step:
+            yield record.values[IMAGES_PER_SECOND]
+
+
+class Pictures(Dataset):  # type: ignore[type-arg]
+    """The same images as PIL, which lightly's transform works on."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images.numpy()
+        self.transform = DINOTransform(global_crop_size=32, local_crop_size=16, n_local_views=6)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self.transform(Image.fromarray(self.images[index]))
+
+
+def lightly(settings: Trial, images: torch.Tensor, *, steps: int, workers: int) -> Iterator[float]:
+    """Images/s of each stretch of steps of lightly's recipe."""
+    backbone = timm.create_model(
+        settings.backbone.name,
+        num_classes=0,
+        img_size=32,
+        patch_size=4,
+        depth=6,
+        dynamic_img_size=True,
+        drop_path_rate=settings.backbone.drop_path_rate,
+    )
+    student = torch.nn.Sequential(backbone, DINOProjectionHead(192, 2048, 256, 4096, freeze_last_layer=1))
+    teacher = torch.nn.Sequential(copy.deepcopy(backbone), DINOProjectionHead(192, 2048, 256, 4096))
+    teacher[1].load_state_dict(student[1].state_dict())
+    deactivate_requires_grad(teacher)
+    criterion = DINOLoss(output_dim=4096, warmup_teacher_temp_epochs=5)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.0005)
+    loader = DataLoader(Pictures(images), BATCH, shuffle=True, drop_last=True, num_workers=workers)
+    started = done = 0.0
+    while True:
+        for views in loader:
+            started = started or time.perf_counter()
+            update_momentum(student, teacher, m=0.996)
+            with torch.autocast("cpu", torch.bfloat16, settings.precision == "bf16"):
+                teacher_out = [teacher(view) for view in views[:2]]
+                student_out = [student(view) for view in views]
+            loss = criterion([t.float() for t in teacher_out], [s.float() for s in student_out], epoch=0)
+            optimizer.zero_grad()
+            loss.backward()
+            student[1].cancel_last_layer_gradients(current_epoch=0)
+            optimizer.step()
+            done += 1
+            if done == steps:
+                yield steps * BATCH / (time.perf_counter() - started)
+                started = done = 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
+    arguments = parser.parse_args()
+    processors = os.cpu_count() or 1
+    torch.set_num_threads(processors)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = trial(steps=arguments.steps, precision=arguments.precision, loader_workers=0)
+        images = settings.data.build("train", Path(folder) / "data").images
+        sides = {
+            "dino_lab": ours(settings, Path(folder)),
+            "lightly": lightly(settings, images, steps=arguments.steps, workers=processors),
+        }
+        for rate in sides.values():
+            next(rate)  # warm-up
+        rounds = [{name: next(rate) for name, rate in sides.items()} for _ in range(arguments.rounds)]
+    print(f"{datetime.date.today()}, {platform.machine()}, {processors} processors, {arguments.precision}\n")
+    print("| round | dino_lab images/s | lightly images/s | ratio |\n|---|---|---|---|")
+    ratios = [each["dino_lab"] / each["lightly"] for each in rounds]
+    for i, (each, ratio) in enumerate(zip(rounds, ratios, strict=True)):
+        print(f"| {i + 1} | {each['dino_lab']:.1f} | {each['lightly']:.1f} | {ratio:.2f} |")
+    print(f"\nmedian ratio {statistics.median(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()
