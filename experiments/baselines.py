@@ -3,12 +3,12 @@
 from dino_lab.core.trial import Trial
 
 _SHAPES_CPU = {
-    "epochs": 8,
+    "epochs": 4,
     "batch_size": 32,
     "backbone.name": "vit_tiny_patch16_224",
     "backbone.patch_size": 8,
     "backbone.embed_dim": 96,
-    "backbone.depth": 4,
+    "backbone.depth": 3,
     "backbone.num_heads": 3,
     "backbone.drop_path_rate": 0.0,
     # The reference's head would hold seven of eight million parameters of a network this small.
@@ -19,13 +19,20 @@ _SHAPES_CPU = {
     "crops.local_crops_size": 16,
     "crops.local_crops_number": 4,
     "crops.local_crops_scale": [0.15, 0.4],
+    # Colour is the class: what the reference's crops take from it is given back.
+    "crops.hue": 0.05,
+    "crops.grayscale_probability": 0.0,
+    # The reference's blur, made for 224 px, would leave nothing of crops this small.
     "crops.blur_probability": [0.0, 0.0, 0.0],
     "optimizer.lr": 0.016,
     "optimizer.warmup_epochs": 1.0,
     "optimizer.freeze_last_layer_epochs": 0.2,
-    "teacher.momentum_teacher": 0.97,
-    "evals.every_epochs": 4,
+    # A short run has too few steps to catch up with a slow teacher.
+    "teacher.momentum_teacher": 0.98,
+    "evals.every_epochs": 2,
     "evals.knn.bank_images": 2000,
+    "runtime.log_period_steps": 10,
+    "runtime.checkpoint_period_steps": 50,
 }
 
 _SMOKE = _SHAPES_CPU | {

@@ -116,7 +116,7 @@ class Crops(Settings):
 
 @dataclass(frozen=True)
 class Draws:
-    """Everything random about B images' V crops of one size. An operation that is not drawn has its identity."""
+    """Everything random about B images' V crops of one size: which operations they get, and how strong each is."""
 
     boxes: Int64[np.ndarray, "B V 4"]
     """Top, left, height and width, in pixels of the image."""
@@ -144,8 +144,8 @@ def multi_crop(
     `indices` are the images' places in the data set: an image's crops are a pure function of the image,
     (seed, epoch, index) and `crops`.
     """
-    draws = draw(indices, seed=seed, epoch=epoch, crops=crops, height=images.shape[1], width=images.shape[2])
-    global_draws, local_draws = draws
+    _, height, width, _ = images.shape
+    global_draws, local_draws = draw(indices, seed=seed, epoch=epoch, crops=crops, height=height, width=width)
     return (
         apply(images, global_draws, size=crops.global_crops_size),
         apply(images, local_draws, size=crops.local_crops_size),
@@ -155,16 +155,16 @@ def multi_crop(
 def whole(images: UInt8[Tensor, "B H W 3"], size: int) -> Float[Tensor, "B 3 size size"]:
     """Whole images, resized (bicubic with antialias) and normalised: what is evaluated."""
     batch, height, width, _ = images.shape
-    none, ones = np.zeros((batch, 1), dtype=bool), np.ones((batch, 1))
+    none = np.zeros((batch, 1), dtype=bool)
     draws = Draws(
         boxes=np.tile([0, 0, height, width], (batch, 1, 1)),
         flip=none,
         jitter=none,
         order=np.zeros((batch, 1, 0), dtype=np.int64),
-        factors=np.tile([1.0, 1.0, 1.0, 0.0], (batch, 1, 1)),
+        factors=np.zeros((batch, 1, 4)),
         grayscale=none,
         blur=none,
-        sigma=ones,
+        sigma=np.ones((batch, 1)),
         solarize=none,
     )
     return apply(images, draws, size=size)[0]
@@ -177,31 +177,34 @@ def draw(
     indices: Int64[np.ndarray, "B"], *, seed: int, epoch: int, crops: Crops, height: int, width: int
 ) -> tuple[Draws, Draws]:
     """What is drawn for the global and for the local crops of images of this height and width."""
-    sides = []
-    for scale, numbers in (
-        (crops.global_crops_scale, np.arange(crops.global_crops_number)),
-        (crops.local_crops_scale, _FIRST_LOCAL + np.arange(crops.local_crops_number)),
-    ):
+    global_numbers = np.arange(crops.global_crops_number)
+    local_numbers = _FIRST_LOCAL + np.arange(crops.local_crops_number)
+    global_kinds, local_kinds = np.minimum(global_numbers, 1), np.full_like(local_numbers, 2)
+
+    def of_one_size(
+        numbers: Int64[np.ndarray, "V"], kinds: Int64[np.ndarray, "V"], scale: tuple[float, float]
+    ) -> Draws:
         u = uniform(seed, epoch, indices[:, None], numbers, _DRAWS)
-        kind = np.minimum(numbers, 1) + (numbers >= _FIRST_LOCAL)
         strengths = np.array([crops.brightness, crops.contrast, crops.saturation, crops.hue])
         low, high = np.maximum(0, 1 - strengths), 1 + strengths
         low[HUE], high[HUE] = -crops.hue, crops.hue
         order = _ORDERS[(u[..., _ORDER] * len(_ORDERS)).astype(np.int64)]
-        sides.append(
-            Draws(
-                boxes=_boxes(u, scale=scale, ratio=crops.ratio, height=height, width=width),
-                flip=u[..., _FLIP] < crops.flip_probability,
-                jitter=u[..., _JITTER] < crops.jitter_probability,
-                order=order[strengths[order] > 0].reshape(*order.shape[:-1], np.count_nonzero(strengths)),
-                factors=low + u[..., _FACTORS] * (high - low),
-                grayscale=u[..., _GRAYSCALE] < crops.grayscale_probability,
-                blur=u[..., _BLUR] < np.array(crops.blur_probability)[kind],
-                sigma=crops.blur_sigma[0] + u[..., _SIGMA] * (crops.blur_sigma[1] - crops.blur_sigma[0]),
-                solarize=u[..., _SOLARIZE] < np.array(crops.solarize_probability)[kind],
-            )
+        return Draws(
+            boxes=_boxes(u, scale=scale, ratio=crops.ratio, height=height, width=width),
+            flip=u[..., _FLIP] < crops.flip_probability,
+            jitter=u[..., _JITTER] < crops.jitter_probability,
+            order=order[strengths[order] > 0].reshape(*order.shape[:-1], np.count_nonzero(strengths)),
+            factors=low + u[..., _FACTORS] * (high - low),
+            grayscale=u[..., _GRAYSCALE] < crops.grayscale_probability,
+            blur=u[..., _BLUR] < np.array(crops.blur_probability)[kinds],
+            sigma=crops.blur_sigma[0] + u[..., _SIGMA] * (crops.blur_sigma[1] - crops.blur_sigma[0]),
+            solarize=u[..., _SOLARIZE] < np.array(crops.solarize_probability)[kinds],
         )
-    return sides[0], sides[1]
+
+    return (
+        of_one_size(global_numbers, global_kinds, crops.global_crops_scale),
+        of_one_size(local_numbers, local_kinds, crops.local_crops_scale),
+    )
 
 
 def _boxes(
@@ -233,30 +236,32 @@ def _boxes(
 def apply(images: UInt8[Tensor, "B H W 3"], draws: Draws, *, size: int) -> Float[Tensor, "V B 3 size size"]:
     """Crops resized to `size`, with the operations that they drew, in the reference's order; normalised."""
     batch, number = draws.flip.shape
+    out = torch.empty(number, batch, 3, size, size)
+    if not number:
+        return out
     scale = 1 / torch.tensor(STD).view(3, 1, 1)
     shift = -torch.tensor(MEAN).view(3, 1, 1) * scale
-    out = torch.empty(number, batch, 3, size, size)
-    for start in range(0, batch if number else 0, _CHUNK):
-        chunk = slice(start, min(start + _CHUNK, batch))
-        crops, places = _augmented(images[chunk], draws.images(chunk), size)
-        crops = torch.addcmul(shift, crops, scale)
-        out[:, chunk] = crops[places].view(-1, number, 3, size, size).transpose(0, 1)
+    for start in range(0, batch, _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        crops, sorting = _augmented(images[chunk], draws.images(chunk), size)
+        image, crop = np.divmod(sorting, number)
+        out.view(-1, 3, size, size).index_copy_(
+            0, torch.from_numpy(crop * batch + start + image), torch.addcmul(shift, crops, scale)
+        )
     return out
 
 
 def _augmented(
     images: UInt8[Tensor, "B H W 3"], draws: Draws, size: int
-) -> tuple[Float[Tensor, "N 3 size size"], Int64[Tensor, "N"]]:
-    """Crops in [0, 1] in an order of their own, and the place in it of each crop of each image."""
-    turns = draws.order.shape[-1]
-    order = draws.order.reshape(draws.flip.size, turns)
+) -> tuple[Float[Tensor, "N 3 size size"], Int64[np.ndarray, "N"]]:
+    """Crops in [0, 1] in an order of their own, and which crop, counted through all images, each of them is."""
+    order = draws.order.reshape(draws.jitter.size, draws.order.shape[-1])
     # Jittered crops first, by the turn at which their hue comes: jitter works on slices, in place.
-    turn_of_hue = np.where((order == HUE).any(axis=1), (order == HUE).argmax(axis=1) if turns else 0, turns)
-    sorting = np.argsort(np.where(draws.jitter.ravel(), turn_of_hue, turns + 1), kind="stable")
+    sorting = np.lexsort((_turn_of_hue(order), ~draws.jitter.ravel()))
     crops = resized(images, draws.boxes, draws.flip, size=size)[torch.from_numpy(sorting)]
 
     jittered = sorting[: np.count_nonzero(draws.jitter)]
-    if turns and jittered.size:
+    if jittered.size:
         _jitter(crops[: jittered.size], order[jittered], draws.factors.reshape(-1, 4)[jittered])
     if (gray := _drawn(draws.grayscale, sorting)).numel():
         crops[gray] = _gray(crops[gray]).expand(-1, 3, -1, -1)
@@ -264,7 +269,7 @@ def _augmented(
         crops[blur] = blurred(crops[blur], draws.sigma.ravel()[sorting][blur.numpy()])
     if (solarize := _drawn(draws.solarize, sorting)).numel():
         crops[solarize] = solarized(crops[solarize])
-    return crops, torch.from_numpy(np.argsort(sorting))
+    return crops, sorting
 
 
 def _drawn(mask: Bool[np.ndarray, "B V"], sorting: Int64[np.ndarray, "N"]) -> Int64[Tensor, "n"]:
@@ -301,23 +306,24 @@ def _matrices(
 
     Source: Pillow, src/libImaging/Resample.c, precompute_coeffs.
     """
-    # Weights depend on length and flip alone: computed once for each, then moved to the start.
-    kinds, kind = np.unique(2 * lengths + flip, return_inverse=True)
-    length = (kinds // 2)[:, None, None]
+    # Weights depend on the length alone: computed once for each, then moved to the start.
+    known, kind = np.unique(lengths, return_inverse=True)
+    length = known[:, None, None]
     scale = length / size
-    pixel = np.arange(2 * source) - source
+    pixel = np.arange(known[-1])
     center = (np.arange(size)[:, None] + 0.5) * scale
     distance = np.abs(pixel + 0.5 - center) / np.maximum(scale, 1)
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    inside = (pixel >= 0) & (pixel < length)
-    weights = np.where(inside & (distance < 2), np.where(distance < 1, near, far), 0)
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0)) * (pixel < length)
     weights /= weights.sum(axis=-1, keepdims=True)
-    flipped = kinds % 2 == 1
-    weights[flipped] = weights[flipped, ::-1]
-    # Pixel p of the crop is pixel start + p of the line: row by row, the `source` weights from source - start on.
-    windows = torch.from_numpy(weights.astype(np.float32)).unfold(2, source, 1).transpose(1, 2)
-    return windows[torch.from_numpy(kind), torch.from_numpy(source - starts)]
+    # Pixel p of the crop is pixel start + p of the line: in a row with `source` zeros before its weights, the
+    # `source` places from source - start on.
+    padded = torch.zeros(2, len(known), size, 2 * source)
+    padded[0, :, :, source : source + len(pixel)] = torch.from_numpy(weights)
+    padded[1] = padded[0].flip(1)
+    windows = padded.unfold(3, source, 1).transpose(2, 3)
+    return windows[torch.from_numpy(flip.astype(np.int64)), torch.from_numpy(kind), torch.from_numpy(source - starts)]
 
 
 def _jitter(
@@ -331,15 +337,20 @@ def _jitter(
     """
     number = len(crops)
     blends = order[order != HUE].reshape(number, -1)
-    hue_turn = (order == HUE).argmax(axis=1)
+    turn_of_hue = _turn_of_hue(order)
     for turn in range(order.shape[1]):
-        if blends.shape[1] < order.shape[1]:
-            now = slice(*np.searchsorted(hue_turn, [turn, turn + 1]))
-            if now.start < now.stop:
-                shift_hue(crops[now], factors[now, HUE])
+        now = slice(*np.searchsorted(turn_of_hue, [turn, turn + 1]))
+        if now.start < now.stop:
+            shift_hue(crops[now], factors[now, HUE])
         if turn < blends.shape[1]:
             operation = blends[:, turn]
             blend(crops, operation, factors[np.arange(number), operation])
+
+
+def _turn_of_hue(order: Int64[np.ndarray, "N J"]) -> Int64[np.ndarray, "N"]:
+    """How many operations come before it; all of them where it is not among them."""
+    before: Int64[np.ndarray, "N"] = np.logical_and.accumulate(order != HUE, axis=1).sum(axis=1)
+    return before
 
 
 def blend(crops: Float[Tensor, "N 3 S S"], operation: Int64[np.ndarray, "N"], factor: Float64[np.ndarray, "N"]) -> None:
@@ -395,7 +406,7 @@ def blurred(crops: Float[Tensor, "N 3 S S"], sigma: Float64[np.ndarray, "N"]) ->
     matrix = kernel[:, (place[:, None] - place).abs()]
     matrix[:, :, 0] = tail[:, :size]
     matrix[:, :, -1] = tail[:, :size].flip(1)
-    columns = torch.bmm(crops.view(-1, 3 * size, size), matrix.transpose(1, 2)).view_as(crops)
+    columns = torch.bmm(crops.reshape(-1, 3 * size, size), matrix.transpose(1, 2)).view_as(crops)
     return torch.matmul(matrix[:, None], columns)
 
 

@@ -54,7 +54,7 @@ def uniform(
     blocks = np.arange(-(-draws // 4))
     counter = (blocks, np.asarray(crop)[..., None], images[..., None], epoch)
     words = np.stack(philox(counter, (seed & 0xFFFFFFFF, seed >> 32)), axis=-1)
-    return words.reshape(*words.shape[:-2], -1)[..., :draws] * 2.0**-32
+    return words.reshape(*words.shape[:-2], 4 * len(blocks))[..., :draws] * 2.0**-32
 
 
 def order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:

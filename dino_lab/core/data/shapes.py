@@ -23,7 +23,7 @@ Split: TypeAlias = Literal["train", "test"]
 Plane: TypeAlias = Float32[np.ndarray, "S S"]
 Color: TypeAlias = Float32[np.ndarray, "3 1 1"]
 
-DRAWING = 2
+DRAWING = 1
 """Version of the drawing: raised whenever the same knobs give other images, so that no stale cache is found."""
 
 FACTORS = ("shape", "color", "texture", "background", "position")
@@ -56,13 +56,13 @@ class ShapesKnobs(Settings):
     """Values of the factor background, the pattern behind the shape."""
     color_jitter: float = Field(default=0.5, ge=0, le=1)
     """Spread of hue within a colour: 0 is none, 1 lets neighbouring colours touch."""
-    background_saturation: float = Field(default=0.15, ge=0, le=1)
+    background_saturation: float = Field(default=0.2, ge=0, le=1)
     """Largest saturation of the background's and the clutter's colours, whose hues are random."""
-    background_contrast: float = Field(default=0.5, ge=0, le=1)
+    background_contrast: float = Field(default=0.6, ge=0, le=1)
     """Difference in brightness between the background's two colours, at most."""
     clutter: int = Field(default=3, ge=0, le=50)
     """Small distractor pieces behind the shape."""
-    lighting: float = Field(default=0.6, ge=0, le=2)
+    lighting: float = Field(default=0.8, ge=0, le=2)
     """Strength of the light's gain and gradient: at 1, the gradient is up to a factor of four from side to side."""
     noise: float = Field(default=0.03, ge=0, le=0.5)
     """Standard deviation of the noise of each pixel and channel; black is 0, white is 1."""
@@ -238,15 +238,15 @@ def _ring(u: Plane, v: Plane) -> Plane:
 
 
 def _crescent(u: Plane, v: Plane) -> Plane:
-    u = u - 0.3
-    return np.maximum(np.hypot(u, v) - 0.95, 0.7 - np.hypot(u - 0.45, v))
+    u = u - 0.264
+    return np.maximum(np.hypot(u, v) - 0.8, 0.58 - np.hypot(u - 0.4, v))
 
 
 def _heart(u: Plane, v: Plane) -> Plane:
     # A square on its corner with a half disc on each of two sides.
-    v = v - 0.1
-    tip = np.maximum(np.abs(u + v), np.abs(u - v)) * 0.7071 - 0.5
-    lobes = np.hypot(np.abs(u) - 0.3536, v + 0.3536) - 0.5
+    v = v - 0.235
+    tip = np.maximum(np.abs(u + v), np.abs(u - v)) * 0.7071 - 0.53
+    lobes = np.hypot(np.abs(u) - 0.3748, v + 0.3748) - 0.53
     return np.minimum(tip, lobes)
 
 
