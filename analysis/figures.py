@@ -25,10 +25,11 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 """Told apart with every kind of colour vision."""
 
 _GREY = "#666666"
-_STYLE = [
+_STYLE: list[str | dict[str, Any]] = [
     "default",
     {
         **fontsizes.icml2024(),
+        "axes.labelsize": 7,
         "font.family": "STIXGeneral",
         "mathtext.fontset": "stix",
         "axes.linewidth": 0.5,
@@ -38,6 +39,8 @@ _STYLE = [
         "axes.axisbelow": True,
         "axes.titlelocation": "left",
         "axes.titlepad": 4,
+        # Room for the label of a level above it.
+        "axes.ymargin": 0.08,
         "grid.color": "#E6E6E6",
         "grid.linewidth": 0.4,
         "lines.linewidth": 1.2,
@@ -62,7 +65,11 @@ _METADATA: dict[str, dict[str, Any]] = {
 FORMATS = tuple(_METADATA)
 
 
-_LEGEND_COLUMNS = 5
+_LEGEND_LETTERS = 130
+"""What a line of the legend holds, a key being as wide as nine letters."""
+_ONSET: dict[str, Any] = {"marker": "v", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.6}
+_UNFINISHED: dict[str, Any] = {"linewidth": 0.6, "markersize": 2}
+_DIVERGED: dict[str, Any] = {"marker": "x", "markersize": 4, "markeredgewidth": 1}
 
 
 def curves(sweep: Sweep) -> Figure:
@@ -75,8 +82,9 @@ def curves(sweep: Sweep) -> Figure:
     colors = dict(zip(rows, _palette(len(rows)), strict=True))
     with style.context(_STYLE):
         handles = [Line2D([], [], color=color, label=row) for row, color in colors.items()] + _explained(sweep.trials)
+        columns = max(1, min(5, _LEGEND_LETTERS // (9 + max(len(str(handle.get_label())) for handle in handles))))
         width, height = figsizes.icml2024_full(nrows=1, ncols=3, height_to_width_ratio=0.85)["figure.figsize"]
-        figure = Figure(figsize=(width, height + 0.15 * math.ceil(len(handles) / _LEGEND_COLUMNS)))
+        figure = Figure(figsize=(width, height + 0.15 * math.ceil(len(handles) / columns)))
         entropy, kl, knn = figure.subplots(1, 3)
         for axes, metric, title in (
             (entropy, names.TEACHER_ENTROPY, "Teacher entropy (nats)"),
@@ -89,12 +97,12 @@ def curves(sweep: Sweep) -> Figure:
             for row, color in colors.items():
                 trials = sweep.trials[sweep.trials["row"] == row]
                 _draw_row(axes, trials, values, color, marker="o" if metric == names.KNN else "")
-            axes.set_xlim(left=0)
-            axes.set_ylim(bottom=0)
         _draw_uniform(entropy, sweep.trials)
         _draw_pixels(knn, sweep)
-        # Pads of the whole legend, so that it stands clear of the axis labels.
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), _LEGEND_COLUMNS))
+        for axes in (entropy, kl, knn):
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -108,10 +116,10 @@ def factors(sweep: Sweep) -> Figure:
         axes = figure.subplots()
         image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=100, aspect="auto")
         for (row, column), value in np.ndenumerate(shown):
-            # White letters on the dark half of the map, black ones on the light half; a dash for what is missing.
-            color = "white" if value < 55 else "black"
             text = "–" if np.isnan(value) else f"{value:.0f}"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color if text != "–" else "black")
+            # White letters on the dark half of the map; what is missing has no colour.
+            color = "white" if value < 55 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
         axes.axhline(len(table) - 2.5, color="white", linewidth=2.5)
         axes.set_xticks(
             range(shown.shape[1]), tables.factor_names(table), rotation=30, ha="right", rotation_mode="anchor"
@@ -142,29 +150,20 @@ def _palette(n: int) -> list[str]:
 
 def _draw_row(axes: Axes, trials: pd.DataFrame, values: pd.DataFrame, color: str, *, marker: str) -> None:
     finished = summary.final(trials)
+    finished = finished[finished["trial_id"].isin(values["trial_id"])]
     over_seeds = values[values["trial_id"].isin(finished["trial_id"])].groupby("step")["value"]
     mean = over_seeds.mean()
     axes.fill_between(mean.index, over_seeds.min(), over_seeds.max(), color=color, alpha=0.2, linewidth=0)
     axes.plot(mean.index, mean, color=color, marker=marker)
     onset = finished["onset_step"].median()
+    # With markers at the few steps of an evaluation there is no line on which a step could be marked.
     if not marker and not pd.isna(onset):
-        axes.plot(onset, np.interp(onset, mean.index, mean), color=color, **_ONSET)
+        axes.plot(onset, np.interp(onset, mean.index, mean), color=color, zorder=4, **_ONSET)
     for trial in trials.drop(finished.index).itertuples():
         curve = values[values["trial_id"] == trial.trial_id]
         axes.plot(curve["step"], curve["value"], color=color, marker=marker, **_UNFINISHED)
-        if trial.state == "diverged":
-            axes.plot(curve["step"].iloc[-1:], curve["value"].iloc[-1:], color=color, **_DIVERGED)
-
-
-_ONSET: dict[str, Any] = {
-    "marker": "v",
-    "markersize": 5,
-    "markeredgecolor": "white",
-    "markeredgewidth": 0.6,
-    "zorder": 4,
-}
-_UNFINISHED: dict[str, Any] = {"linewidth": 0.6, "markersize": 2}
-_DIVERGED: dict[str, Any] = {"marker": "x", "markersize": 4, "markeredgewidth": 1, "zorder": 4}
+        if not marker and trial.state == "diverged":
+            axes.plot(curve["step"].iloc[-1:], curve["value"].iloc[-1:], color=color, zorder=4, **_DIVERGED)
 
 
 def _explained(trials: pd.DataFrame) -> list[Line2D]:
@@ -203,4 +202,5 @@ def _draw_level(axes: Axes, height: float, label: str) -> None:
         va="bottom",
         fontsize=6,
         color=_GREY,
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.3},
     )

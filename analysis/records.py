@@ -81,6 +81,8 @@ def read(
     if trial_ids is not None:
         trials = trials[trials["trial_id"].isin(trial_ids)].reset_index(drop=True)
         curves = curves[curves["trial_id"].isin(trial_ids)].reset_index(drop=True)
+        if trials.empty:
+            raise LookupError(f"no records of {name} as it is now: it or its baseline was changed after it ran")
     check(trials, curves)
     return Sweep(
         name=name,
@@ -113,8 +115,7 @@ def check(trials: pd.DataFrame, curves: pd.DataFrame) -> None:
         unique=["row", "seed"],
     )
     per_value = pa.DataFrameSchema(
-        {"trial_id": pa.Column(str), "step": pa.Column(int, pa.Check.ge(0)), "metric": pa.Column(str)},
-        unique=["trial_id", "step", "metric"],
+        {"trial_id": pa.Column(str), "step": pa.Column(int, pa.Check.ge(0)), "metric": pa.Column(str)}
     )
     complaints = []
     for frame, schema in ((trials, per_trial), (curves, per_value)):
@@ -131,7 +132,8 @@ def _complaint(frame: pd.DataFrame, case: Any) -> str:
         return f"{case.column}: {case.check}: {case.failure_case}"
     record = frame.loc[case.index]
     if case.check == "multiple_fields_uniqueness":
-        return f"trial {record.trial_id}: not the only one of its {case.column} {case.failure_case!r}"
+        twice = f"trial {record.trial_id}: not the only one of row {record.row!r} with seed {record.seed}"
+        return f"{twice}; the experiment or its baseline was changed after one of them ran"
     return f"trial {record.trial_id}: {case.column} is {case.failure_case!r}, not {case.check}"
 
 

@@ -36,8 +36,8 @@ class Table:
 
     cells: pd.DataFrame
     """Strings; the index holds the row labels."""
-    best: dict[str, int]
-    """Column -> place of the row with its best value."""
+    best: dict[str, list[int]]
+    """Column -> places of the rows with its best value, as far as it is shown."""
     notes: list[str]
     references: int
     """How many of the last rows are references: what the ablation's rows are measured against."""
@@ -112,11 +112,11 @@ def arms_table(sweep: Sweep) -> Table:
     ]
     if len(rows) > 1:
         cells["Δ k-NN"] = _measured(table, "difference", digits=1, signed=True)
+        notes.append(f"Δ: difference from {sweep.baseline_row}, paired by seed.")
+    tests = table["difference_p"].count()
+    if tests:
         cells["p"] = [_p(value) for value in table["difference_p_holm"]]
-        notes.append(
-            f"Δ: difference from {sweep.baseline_row}, paired by seed; p: paired t-test with Holm's correction, number"
-            f" of tests: {table['difference_p'].count()}."
-        )
+        notes[-1] += f" p: paired t-test with Holm's correction, number of tests: {tests}."
     numbers = published(sweep.published)
     for metric, column in PAPER.items():
         if f"paper_{metric}" in table:
@@ -174,17 +174,17 @@ def latex(table: Table, *, label: str) -> str:
 
 
 def _with_best(cells: pd.DataFrame, table: Table, bold: str) -> pd.DataFrame:
-    for column, place in table.best.items():
-        texts = list(cells[column])
-        texts[place] = bold.format(texts[place])
-        cells[column] = texts
+    for column, places in table.best.items():
+        cells[column] = [bold.format(text) if place in places else text for place, text in enumerate(cells[column])]
     return cells
 
 
-def _best(table: pd.DataFrame, columns: dict[str, str]) -> dict[str, int]:
-    """Shown column -> place of the row with the highest mean; k-NN, the only thing that is ranked, is better higher."""
-    means = {column: table[f"{part}_mean"].iloc[:-2] for column, part in columns.items()}
-    return {column: int(mean.argmax()) for column, mean in means.items() if mean.notna().any()}
+def _best(table: pd.DataFrame, columns: dict[str, str]) -> dict[str, list[int]]:
+    """Shown column -> places of the highest mean; k-NN, the only thing that is ranked, is better higher."""
+    means = {column: table[f"{part}_mean"].iloc[:-2].round(1) for column, part in columns.items()}
+    return {
+        column: [place for place, value in enumerate(mean) if value == mean.max()] for column, mean in means.items()
+    }
 
 
 def _marked(labels: list[str], counts: pd.DataFrame) -> list[str]:

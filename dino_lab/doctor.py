@@ -11,10 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-_PACKAGES = {
-    "sweep": ("ray", "mlflow", "psutil"),
-    "analysis": ("pandas", "matplotlib"),
-}
+_PACKAGES = {"sweep": ["ray", "mlflow", "psutil"], "analysis": ["pandas", "matplotlib"]}
+"""What shows that an extra is installed."""
 _TRIAL_GIB = 2.0
 """What one small trial and Ray's own processes take, roughly."""
 
@@ -81,12 +79,12 @@ def _torch() -> list[Finding]:
 def _versions() -> list[Finding]:
     findings = []
     for extra, packages in _PACKAGES.items():
-        missing = [package for package in packages if not importlib.util.find_spec(package)]
-        found = ", ".join(f"{package} {metadata.version(package)}" for package in packages if package not in missing)
-        advice = f"pip install 'dino-lab[{extra}]'" if missing else ""
-        findings.append(
-            Finding(f"to {extra}" if extra == "sweep" else extra, "warn" if missing else "ok", found, advice)
-        )
+        there = [package for package in packages if importlib.util.find_spec(package)]
+        versions = ", ".join(f"{package} {metadata.version(package)}" for package in there)
+        if there == packages:
+            findings.append(Finding(extra, "ok", versions))
+        else:
+            findings.append(Finding(extra, "warn", versions or "missing", f"pip install 'dino-lab[{extra}]'"))
     return findings
 
 

@@ -22,7 +22,7 @@ from dino_lab.core.trial import Trial
 
 CHECKPOINT = "checkpoint.pt"
 _EVAL_BATCH = 256
-_STEP_STREAM = 1 << 40  # seeds of steps lie apart from seeds of weights
+_STEPS = 1 << 32  # more than any trial has: seeds of steps do not meet those of other trials
 
 
 class Diverged(RuntimeError):
@@ -95,7 +95,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
         # Drop path is a pure function of (seed, step): nothing random outlives a step, so a resume needs no state.
         with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
-            torch.manual_seed(trial.seed * _STEP_STREAM + step + 1 & (1 << 63) - 1)
+            torch.manual_seed(trial.seed * _STEPS + done)
             outcome = method.loss(batch, now)
         if not torch.isfinite(outcome.loss):
             raise Diverged(done)

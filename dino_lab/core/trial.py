@@ -51,7 +51,7 @@ class Trial(Settings):
 
     not_identity: ClassVar[frozenset[str]] = frozenset({"runtime"})
 
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of weights, order, crops and drop path; arms with the same seed see the same crops."""
     epochs: int = Field(default=100, ge=1)
     """Passes over the training images."""

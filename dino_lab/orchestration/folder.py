@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, TypeAlias
 
@@ -57,11 +56,11 @@ class TrialFolder:
         self._end = self.path / "end.json"
 
     def records(self, skip: int = 0) -> list[Record]:
-        """The journal after its first `skip` records; a line that is not whole is left out."""
+        """The journal after its first `skip` records; a last line that is not whole is left out."""
         if not self.journal.exists():
             return []
-        with self.journal.open() as lines:
-            return [Record(**json.loads(line)) for line in islice(lines, skip, None) if line.endswith("\n")]
+        whole, _, _torn = self.journal.read_text().rpartition("\n")
+        return [Record(**json.loads(line)) for line in whole.splitlines()[skip:]]
 
     def append(self, record: Record) -> None:
         """Adds one line to the journal; it is on the disk on return."""
@@ -95,7 +94,10 @@ class TrialFolder:
         return None
 
     def end(self) -> End | None:
-        return End(**json.loads(self._end.read_text())) if self._end.exists() else None
+        try:
+            return End(**json.loads(self._end.read_text()))
+        except FileNotFoundError:  # asked for after the fact: a retry removes it at any time
+            return None
 
     def write_end(self, end: End) -> None:
         _write(self._end, json.dumps(asdict(end)))

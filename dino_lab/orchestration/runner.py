@@ -50,6 +50,8 @@ class Progress:
     trials: tuple[TrialStatus, ...]
     mirror_error: str | None
     """Why MLflow is behind the journals, None while it is not."""
+    retries: int
+    """Attempts that failed or were killed and were taken up again."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Summary:
     """Trials that had ended before, in this or another ablation."""
     seconds: float
     mirror_error: str | None
+    retries: int
 
     @property
     def notes(self) -> list[str]:
@@ -68,6 +71,8 @@ class Summary:
         unfinished = sum(trial.is_open for trial in self.trials)
         failed = [f"{trial.row} s{trial.seed}" for trial in self.trials if trial.state == "failed"]
         notes = []
+        if self.retries:
+            notes.append(f"{self.retries} attempts failed or were killed, and were taken up from their checkpoints")
         if unfinished:
             notes.append(
                 f"{unfinished} of {len(self.trials)} trials are unfinished; "
@@ -147,7 +152,7 @@ def run(
             watch.record_lost_trials()
             mirror.close()
         watch.show()
-    return Summary(watch.trials, len(ended), time.monotonic() - start, mirror.error)
+    return Summary(watch.trials, len(ended), time.monotonic() - start, mirror.error, watch.retries)
 
 
 def _fit(
@@ -196,6 +201,7 @@ class _Watch:
         self, lab: Path, trials: list[TrialStatus], mirror: "Mirror", on_progress: Callable[[Progress], None]
     ) -> None:
         self.trials = tuple(trials)
+        self.retries = 0
         self._lab = lab
         self._mirror = mirror
         self._on_progress = on_progress
@@ -213,7 +219,7 @@ class _Watch:
 
     def show(self) -> None:
         self.trials = tuple(refreshed(trial, self._lab) for trial in self.trials)
-        self._on_progress(Progress(self.trials, self._mirror.error))
+        self._on_progress(Progress(self.trials, self._mirror.error, self.retries))
 
     def lost(self, trial_id: str, error: str) -> None:
         """Tune has given the trial up."""
@@ -234,6 +240,9 @@ def _callback(watch: _Watch) -> Any:
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             watch.tick()
 
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            watch.retries += 1
+
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             watch.lost(trial.config["trial"], str(trial.get_error()))
 
@@ -249,8 +258,10 @@ def _ray(address: str | None) -> Iterator[None]:
     if address is None:
         # Ray listens on every interface otherwise, whatever address it is given.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    # Nothing is sent home, nothing printed (verbose=0 is silent in the old output only), nothing logged twice.
+    # Nothing is sent home, nothing logged twice, nothing printed: verbose=0 is silent in the old output only, and the
+    # driver prints what is said of dead workers unless it is skipped. `Progress` and end.json say it.
     os.environ.update(
+        RAY_DEDUP_LOGS_SKIP_REGEX=".",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_SCHEDULER_EVENTS="0",
         RAY_AIR_NEW_OUTPUT="0",
@@ -265,11 +276,11 @@ def _ray(address: str | None) -> Iterator[None]:
                 address="local",
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.CRITICAL,
                 object_store_memory=_OBJECT_STORE_BYTES,
             )
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         yield
     finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,11 +22,13 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
         self.crops = crops
         self.steps_per_epoch = len(self.images) // batch_size
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, step: int) -> tuple[Float[Tensor, "G B 3 S S"], Float[Tensor, "L B 3 s s"]]:
         epoch, place = divmod(step, self.steps_per_epoch)
-        start = place * self.batch_size
-        indices = order(self.seed, epoch, len(self.images))[start : start + self.batch_size]
+        if epoch != self._epoch:  # sorting all images once an epoch, not once a step
+            self._epoch, self._order = epoch, order(self.seed, epoch, len(self.images))
+        indices = self._order[place * self.batch_size :][: self.batch_size]
         images = self.images[torch.from_numpy(indices)]
         return multi_crop(images, indices, seed=self.seed, epoch=epoch, crops=self.crops)
 
@@ -37,5 +40,6 @@ class Batches(Dataset[tuple[Tensor, Tensor]]):
             sampler=steps,
             num_workers=loader_workers,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the caller's
         )
         return iter(loader)

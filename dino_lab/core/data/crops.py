@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from pydantic import Field, ValidationInfo, field_validator
@@ -349,7 +350,7 @@ def _jitter(
 
 def _turn_of_hue(order: Int64[np.ndarray, "N J"]) -> Int64[np.ndarray, "N"]:
     """How many operations come before it; all of them where it is not among them."""
-    before: Int64[np.ndarray, "N"] = np.logical_and.accumulate(order != HUE, axis=1).sum(axis=1)
+    before: npt.NDArray[np.int64] = np.logical_and.accumulate(order != HUE, axis=1).sum(axis=1)
     return before
 
 

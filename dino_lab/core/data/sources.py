@@ -1,5 +1,6 @@
 """Data sets by name: each Settings builds an ImageSet. Drawn once, kept as uint8, found again by its settings."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -116,17 +117,14 @@ def _kept(
     try:
         return _load(folder)
     except (OSError, EOFError, ValueError):  # missing, or cut short by a full disk or a crash
-        pass
-    cache_dir.mkdir(parents=True, exist_ok=True)
+        cache_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".drawing-") as temporary:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, Path(temporary) / "broken")
         fresh = Path(temporary) / "fresh"
         fresh.mkdir()
         _save(fresh, make(), settings)
-        try:
-            _load(folder)
-        except (OSError, EOFError, ValueError):
-            if folder.exists():
-                os.rename(folder, Path(temporary) / "broken")
+        with contextlib.suppress(OSError):  # a folder that is not empty: another process was first
             os.rename(fresh, folder)
     return _load(folder)
 

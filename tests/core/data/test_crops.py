@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from itertools import permutations
 
@@ -83,7 +84,8 @@ def test_resizing_is_torchvisions_antialiased_bicubic(size: int, box: tuple[int,
 
 @pytest.mark.parametrize("size", [8, 40])
 def test_resizing_is_pils_but_for_its_rounding_to_8_bits(size: int) -> None:
-    image = pictures(1, 30, 44)[0]
+    # Values from which bicubic does not leave 0 to 255, which PIL would cut off between its two passes.
+    image = pictures(1, 30, 44)[0] // 2 + 64
     ours = resized(image[None], np.array([[[3, 5, 20, 31]]]), np.array([[False]]), size=size)[0]
     picture = Image.fromarray(image.numpy()).crop((5, 3, 36, 23)).resize((size, size), Image.Resampling.BICUBIC)
     close(ours, F.to_tensor(picture), 1.6 / 255)
@@ -111,15 +113,16 @@ def test_hue_is_torchvisions() -> None:
     close(crops, expected, 2e-6)
 
 
-def test_blur_is_a_gaussian_over_an_image_that_goes_on_at_its_edges() -> None:
+@pytest.mark.parametrize("size", [4, 24])
+def test_blur_is_a_gaussian_over_an_image_that_goes_on_at_its_edges(size: int) -> None:
     sigmas = np.array([0.1, 0.5, 1.3, 2.0])
-    crops = values(4)
+    crops = values(4, size)
     expected = []
     for crop, sigma in zip(crops, sigmas, strict=True):
         radius = int(4 * sigma)
         edged = F.pad(crop, [radius], padding_mode="edge")
         edged = F.gaussian_blur(edged, [2 * radius + 1] * 2, [sigma] * 2) if radius else edged
-        expected.append(edged[:, radius : radius + 24, radius : radius + 24])
+        expected.append(edged[:, radius : radius + size, radius : radius + size])
     close(blurred(crops, sigmas), torch.stack(expected), 2e-6)
 
 
@@ -187,15 +190,15 @@ def one_crop(image: Tensor, draws: Draws, at: tuple[int, int], size: int) -> Ten
 )
 def test_a_batch_of_crops_is_a_loop_over_torchvision(changes) -> None:
     crops = SMALL.but(changes)
-    images = pictures(40, 40, 28)  # more than one chunk, not square
-    indices = np.arange(100, 140)
+    images = pictures(20, 40, 28)
+    indices = np.arange(100, 120)
     for drawn, got, size in zip(
         draw(indices, seed=1, epoch=2, crops=crops, height=40, width=28),
         multi_crop(images, indices, seed=1, epoch=2, crops=crops),
         (32, 16),
         strict=True,
     ):
-        for image in range(40):
+        for image in range(20):
             for crop in range(len(got)):
                 close(got[crop, image], one_crop(images[image], drawn, (image, crop), size), 5e-5)
 
@@ -232,14 +235,14 @@ def test_crops_of_everything_without_operations_are_the_whole_image() -> None:
 
 
 def test_an_image_gets_the_same_bits_in_any_batch() -> None:
-    images, indices = pictures(64), np.arange(1000, 1064)
+    images, indices = pictures(100), np.arange(1000, 1100)  # more than are worked on at once
     together = multi_crop(images, indices, seed=3, epoch=1, crops=SMALL)
-    shuffled = np.random.default_rng(0).permutation(64)
+    shuffled = np.random.default_rng(0).permutation(100)
     for crops, moved in zip(
         together, multi_crop(images[shuffled], indices[shuffled], seed=3, epoch=1, crops=SMALL), strict=True
     ):
         assert torch.equal(crops[:, shuffled], moved)
-    for image in range(64):
+    for image in range(0, 100, 3):
         alone = multi_crop(images[image : image + 1], indices[image : image + 1], seed=3, epoch=1, crops=SMALL)
         for crops, crop in zip(together, alone, strict=True):
             assert torch.equal(crops[:, image : image + 1], crop)
@@ -345,10 +348,12 @@ def test_where_no_try_fits_the_box_is_torchvisions_central_one(
 ) -> None:
     crops = SMALL.but({"global_crops_scale": [1.0, 1.0], "ratio": list(ratio)})
     boxes = draw(np.arange(500), seed=0, epoch=0, crops=crops, height=height, width=width)[0].boxes.reshape(-1, 4)
-    theirs = {
-        tuple(RandomResizedCrop.get_params(torch.zeros(3, height, width), [1.0, 1.0], list(ratio))) for _ in range(200)
-    }
-    assert {tuple(box) for box in boxes.tolist()} == theirs
+    image = torch.zeros(3, height, width)
+    theirs = Counter(RandomResizedCrop.get_params(image, [1.0, 1.0], list(ratio)) for _ in range(100))
+    # A try that is rounded down to fit is rare, not impossible.
+    ours = Counter(tuple(box) for box in boxes.tolist())
+    assert ours.most_common(1)[0][0] == theirs.most_common(1)[0][0]
+    assert ours.most_common(1)[0][1] > 0.9 * len(boxes)
 
 
 def test_each_operation_is_drawn_with_its_probability() -> None:

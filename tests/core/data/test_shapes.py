@@ -77,7 +77,7 @@ def test_position_is_the_cell_of_the_masks_centroid():
     drawn = draw(ShapesKnobs(image_size=64, shape_scale=(0.2, 0.5)), "train", 144)
     ticks = (np.arange(64) + 0.5) / 64
     for mask, position in zip(drawn.masks, drawn.labels["position"], strict=True):
-        row, column = (mask.mean(axis=1) @ ticks / mask.mean(), mask.mean(axis=0) @ ticks / mask.mean())
+        row, column = (mask.sum(axis=axis) @ ticks / mask.sum() for axis in (1, 0))
         # Within half a pixel of a cell's border either cell will do.
         for centroid, cell in ((row, position // 3), (column, position % 3)):
             assert cell / 3 - 0.5 / 64 <= centroid <= (cell + 1) / 3 + 0.5 / 64
@@ -130,7 +130,7 @@ def test_every_shape_is_centred_and_fits_its_circle(name):
     inside = square_of_shape(name)
     rows, columns = np.nonzero(inside)
     ticks = np.linspace(-1, 1, len(inside))
-    assert np.hypot(ticks[rows], ticks[columns]).max() < 1.08
+    assert np.hypot(ticks[rows], ticks[columns]).max() < 1.03
     assert np.hypot(ticks[rows].mean(), ticks[columns].mean()) < 0.03
 
 

@@ -1,9 +1,8 @@
 """Data sets: what they hold, and that they are drawn once and found again."""
 
 import hashlib
+import multiprocessing
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
 from dino_lab.core.data.shapes import FACTORS, draw
-from dino_lab.core.data.sources import DataSettings, Digits, Shapes
+from dino_lab.core.data.sources import DataSettings, Digits, Shapes, _kept
 from dino_lab.core.settings import KnobError
 
 SMALL = Shapes(image_size=16, train_images=12, test_images=9)
@@ -38,7 +37,7 @@ def test_every_set_keeps_the_contract(settings, split, tmp_path):
     for factor, labels in images.labels.items():
         assert labels.dtype == torch.int64
         assert labels.shape == (number,)
-        assert 0 <= labels.min()
+        assert labels.min() >= 0
         assert labels.max() < len(images.classes[factor])
     if images.masks is not None:
         assert images.masks.shape == (number, size, size)
@@ -137,24 +136,36 @@ def test_writing_to_the_images_leaves_the_cache_as_it_was(tmp_path):
 
 
 def test_processes_that_draw_at_once_leave_one_whole_drawing(tmp_path):
-    code = (
-        "import sys, pathlib\n"
-        "from dino_lab.core.data.sources import Shapes\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "settings = Shapes(image_size=16, train_images=300)\n"
-        "print(settings.build('train', pathlib.Path(sys.argv[1])).digest)\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    digests = {process.communicate()[0].strip() for process in processes}
-    assert [process.returncode for process in processes] == [0, 0]
-    assert digests == {Shapes(image_size=16, train_images=300).build("train", tmp_path).digest}
+    settings = Shapes(image_size=16, train_images=300)
+    # Forked, so that neither has to import torch first and both draw at the same moment.
+    processes = multiprocessing.get_context("fork")
+    start, digests = processes.Barrier(2), processes.SimpleQueue()
+
+    def build() -> None:
+        start.wait()
+        digests.put(settings.build("train", tmp_path).digest)
+
+    both = [processes.Process(target=build) for _ in range(2)]
+    for process in both:
+        process.start()
+    found = {digests.get() for _ in both}
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert found == {settings.build("train", tmp_path).digest}
+    only_folder(tmp_path)
+
+
+def test_the_first_to_finish_wins_and_the_other_uses_what_it_left(tmp_path):
+    def quick() -> dict[str, np.ndarray]:
+        return {"images": np.ones(3, np.uint8)}
+
+    def overtaken() -> dict[str, np.ndarray]:
+        _kept(tmp_path, {"kind": "race"}, quick)
+        return {"images": np.zeros(3, np.uint8)}
+
+    kept, _ = _kept(tmp_path, {"kind": "race"}, overtaken)
+    assert kept["images"].tolist() == [1, 1, 1]
     only_folder(tmp_path)
 
 

@@ -1,16 +1,19 @@
 """A made-up sweep as `orchestration.tracking` would have mirrored it: curves in closed form, no randomness.
 
 Nine planned trials: "both" is healthy and lacks seed 2, "centring only" goes to uniform and has a diverged seed,
-"sharpening only" goes to one prototype.
+"sharpening only" goes to one prototype. The times are the journal's, so that a replay gives the same rows.
 """
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+import pytest
+
+from analysis import records
 
 K = 256
 STEPS = 800
@@ -55,26 +58,57 @@ KNOBS = {
 }
 
 
-def write_store(lab: Path) -> None:
-    """An MLflow store with the sweep above under two experiments' worth of names: only `collapse` has records."""
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab with the sweep above, written once: MLflow takes seconds to make a store. Not to be written to."""
+    lab = tmp_path_factory.mktemp("lab")
+    _write_store(lab)
+    return lab
+
+
+@pytest.fixture
+def lab(store: Path, tmp_path: Path) -> Path:
+    """A lab of the test's own, with the same records."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    shutil.copy(store / "mlflow.db", folder)
+    return folder
+
+
+@pytest.fixture
+def sweep(store: Path) -> records.Sweep:
+    return records.read(store, "collapse", baseline="shapes_cpu", overrides={"epochs": 8})
+
+
+@pytest.fixture
+def recorded() -> Callable[[str, int, int], dict[str, float]]:
+    """What a trial of a row and seed recorded at a step."""
+    return lambda row, seed, step: dict(values(row, seed, step))
+
+
+def _write_store(lab: Path) -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
     client = MlflowClient(f"sqlite:///{lab / 'mlflow.db'}")
-    experiment = client.create_experiment("collapse")
-    parent = client.create_run(
-        experiment,
-        run_name="collapse shapes_cpu",
-        tags={
+    experiment = client.create_experiment("collapse", artifact_location=(lab / "artifacts").as_uri())
+
+    def parent(baseline: str, overrides: dict[str, int]) -> str:
+        tags = {
             "dino_lab.kind": "ablation",
-            "dino_lab.baseline": "shapes_cpu",
-            "dino_lab.overrides": json.dumps({"epochs": 8}),
+            "dino_lab.baseline": baseline,
+            "dino_lab.overrides": json.dumps(overrides),
             "dino_lab.baseline_row": "both",
             "dino_lab.published": "",
             "mlflow.note.content": NOTE,
-        },
-    ).info.run_id
-    for row, seed, state, verdict, onset, last in TRIALS:
+        }
+        return str(client.create_run(experiment, run_name=f"collapse {baseline}", tags=tags).info.run_id)
+
+    def child(parent_id: str, row: str, seed: int, state: str, verdict: str, onset: int | None) -> str:
         tags = {
             "dino_lab.kind": "trial",
-            "mlflow.parentRunId": parent,
+            "mlflow.parentRunId": parent_id,
             "dino_lab.trial_id": f"{ROWS.index(row)}{seed}abcdef01",
             "dino_lab.row": row,
             "dino_lab.row_index": str(ROWS.index(row)),
@@ -84,17 +118,32 @@ def write_store(lab: Path) -> None:
             "dino_lab.verdict": verdict,
             "dino_lab.onset_step": "" if onset is None else str(onset),
         }
-        run = client.create_run(experiment, run_name=f"{row} s{seed}", tags=tags).info.run_id
+        run_id = str(client.create_run(experiment, run_name=f"{row} s{seed}", tags=tags).info.run_id)
         knobs = KNOBS | CHANGES[row] | {"seed": seed}
         params = [Param(k, v if isinstance(v, str) else json.dumps(v)) for k, v in knobs.items()]
+        client.log_batch(run_id, params=params)
+        return run_id
+
+    runs = {}
+    main = parent("shapes_cpu", {"epochs": 8})
+    for row, seed, state, verdict, onset, last in TRIALS:
+        run_id = runs[row, seed] = child(main, row, seed, state, verdict, onset)
         metrics = [
-            Metric(name, value, 1_000 * step, step)
+            Metric(name, value, 1_000_000 + step, step)
             for step in range(0, last + 1, PERIOD)
             for name, value in values(row, seed, step)
         ]
-        client.log_batch(run, params=params, tags=[RunTag("mlflow.runName", f"{row} s{seed}")])
         for start in range(0, len(metrics), 900):
-            client.log_batch(run, metrics=metrics[start : start + 900])
+            client.log_batch(run_id, metrics=metrics[start : start + 900])
+    # A step that comes a second time, with an earlier and so an outdated timestamp.
+    client.log_batch(runs["both", 0], metrics=[Metric("train/kl", 9.0, 1, 400)])
+    # Numbers that MLflow does not store as they are.
+    diverged = runs["centring only", 1]
+    odd = [Metric("train/gradient_norm", math.inf, 2_000_000, 100), Metric("center/norm", math.nan, 2_000_000, 100)]
+    client.log_batch(diverged, metrics=odd)
+    # A run that somebody deleted, and a sweep of which nothing has started.
+    client.delete_run(child(main, "both", 7, "finished", "none", None))
+    child(parent("smoke", {}), "both", 0, "waiting", "none", None)
 
 
 def values(row: str, seed: int, step: int) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,129 @@
+"""What the commands show: tables and lines of trials and records, live while they change."""
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dino_lab.ablation import Ablation
+    from dino_lab.core.records import Record
+    from dino_lab.doctor import Finding
+    from dino_lab.orchestration.folder import TrialStatus
+    from dino_lab.orchestration.runner import Progress
+
+Show: TypeAlias = "Callable[[Progress], None]"
+
+_COLORS = {
+    "running": "cyan",
+    "finished": "green",
+    "ok": "green",
+    "interrupted": "yellow",
+    "warn": "yellow",
+    "diverged": "magenta",
+    "failed": "red",
+    "fail": "red",
+}
+
+
+@contextlib.contextmanager
+def following(out: Console) -> Iterator[Show]:
+    """Shows progress: a live table in a terminal, else a line for each change that matters."""
+    if not out.is_terminal:
+        yield _news()
+        return
+    with Live(console=out, transient=True, auto_refresh=False) as live:
+        yield lambda progress: live.update(_live_table(progress, out.height), refresh=True)
+
+
+def plan_table(ablation: "Ablation", trials: "Sequence[TrialStatus]") -> Table:
+    """A row of the ablation a line: what it changes, and its trials."""
+    seeds = dict.fromkeys(trial.seed for trial in trials)
+    table = Table("row", "changes", *(f"seed {seed}" for seed in seeds), box=None)
+    for row in ablation.rows:
+        changes = "\n".join(f"{knob} = {json.dumps(value)}" for knob, value in row.changes.items()) or "-"
+        table.add_row(row.label, changes, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
+    return table
+
+
+def trial_table(trials: "Sequence[TrialStatus]") -> Table:
+    """A trial a line: how far it is, and what it shows."""
+    table = Table("row", "seed", "state", "epoch", "entropy/ln K", "k-NN", "collapse", "time", box=None)
+    for trial in trials:
+        onset = "" if trial.onset_step is None else f" from step {trial.onset_step}"
+        table.add_row(
+            trial.row,
+            str(trial.seed),
+            _colored(trial.state),
+            "-" if trial.epoch is None else f"{trial.epoch:.1f}/{trial.epochs}",
+            "-" if trial.entropy_fraction is None else f"{trial.entropy_fraction:.2f}",
+            "-" if trial.knn is None else f"{trial.knn:.1f} %",
+            "-" if trial.step is None else f"{trial.verdict}{onset}",
+            "-" if trial.seconds is None else duration(trial.seconds),
+        )
+    return table
+
+
+def findings_table(findings: "Sequence[Finding]") -> Table:
+    """What doctor found, and what to do."""
+    table = Table(box=None, show_header=False)
+    for finding in findings:
+        table.add_row(_colored(finding.state), finding.what, finding.found, finding.advice)
+    return table
+
+
+def record_line(record: "Record") -> str:
+    """A record without what is scheduled; the journal has all of it."""
+    values = [
+        f"{name.rsplit('/', 1)[-1]} {value:.4g}"
+        for name, value in record.values.items()
+        if name.startswith(("train/", "eval/", "runtime/"))
+    ]
+    onset = "" if record.onset_step is None else f" from step {record.onset_step}"
+    return "  ".join([f"step {record.step}", f"epoch {record.epoch:.2f}", *values, f"collapse {record.verdict}{onset}"])
+
+
+def counts(trials: "Sequence[TrialStatus]") -> str:
+    """How many trials are in each state."""
+    return ", ".join(f"{number} {state}" for state, number in Counter(trial.state for trial in trials).items())
+
+
+def duration(seconds: float) -> str:
+    """Rounded, in the unit that people would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _live_table(progress: "Progress", height: int) -> Table:
+    trials = progress.trials
+    fit = len(trials) + 5 < height
+    table = trial_table(trials if fit else [trial for trial in trials if trial.state in ("running", "failed")])
+    table.caption = counts(trials)
+    if progress.mirror_error:
+        table.caption += f"\nMLflow is behind, nothing is lost: {progress.mirror_error.splitlines()[0]}"
+    return table
+
+
+def _news() -> Show:
+    """Prints a line when a trial changes its state, is evaluated, or collapses."""
+    said: set[str] = set()
+
+    def show(progress: "Progress") -> None:
+        for trial in progress.trials:
+            knn = "" if trial.knn is None else f", k-NN {trial.knn:.1f} %, collapse {trial.verdict}"
+            line = f"{trial.row}, seed {trial.seed}: {trial.state}{knn}"
+            if line not in said and trial.state != "waiting":
+                said.add(line)
+                print(line, flush=True)
+
+    return show
+
+
+def _colored(state: str) -> str:
+    return f"[{_COLORS.get(state, 'dim')}]{state}[/]"

@@ -1,0 +1,138 @@
+"""The report: self-contained, escaped, listed in its manifest, and the same bytes from any process."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import report, tables
+from analysis.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+class Page(HTMLParser):
+    """Tags, and every address that a page names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in {"src", "srcset", "data", "poster", "action"} or (tag == "link" and name == "href"):
+                self.loads.append(value or "")
+            elif name == "href":
+                self.links.append(value or "")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def written(store, tmp_path_factory):
+    lab = tmp_path_factory.mktemp("written")
+    (lab / "mlflow.db").write_bytes((store / "mlflow.db").read_bytes())
+    return report.write(lab, "collapse", baseline="shapes_cpu", overrides={"epochs": 8})
+
+
+@pytest.fixture
+def page(written):
+    return (written / "report.html").read_text()
+
+
+def test_the_same_records_give_the_same_bytes_in_another_process(written, lab, tmp_path):
+    (tmp_path / "matplotlibrc").write_text("font.size: 20\nsavefig.dpi: 30\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
+    command = [sys.executable, "-m", "analysis", "collapse", "--lab", str(lab), "--set", "epochs=8"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    folder = Path(done.stdout.strip())
+    assert folder == lab / "reports" / "collapse"
+    assert hashes(folder) == hashes(written)
+
+
+def test_the_manifest_lists_every_other_file_and_every_trial(written):
+    manifest = json.loads((written / "manifest.json").read_text())
+    on_disk = hashes(written)
+    del on_disk["manifest.json"]
+    assert manifest["files"] == on_disk
+    assert len(manifest["trials"]) == 9
+    diverged = {"trial_id": "11abcdef01", "row": "centring only", "seed": 1, "state": "diverged", "verdict": "none"}
+    assert manifest["trials"][4] == diverged
+    assert manifest["versions"]["pandas"] == pd.__version__
+
+
+def test_the_frames_can_be_loaded_again(written, sweep):
+    pd.testing.assert_frame_equal(pd.read_parquet(written / "frames" / "trials.parquet"), sweep.trials)
+    pd.testing.assert_frame_equal(pd.read_parquet(written / "frames" / "curves.parquet"), sweep.curves)
+
+
+def test_the_page_asks_for_nothing_outside_itself(page, written):
+    parsed = Page(page)
+    assert len(parsed.loads) == 2
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in parsed.loads)
+    assert "://" not in page
+    assert not re.search(r"@import|url\(", page)
+    assert {"script", "iframe", "link"}.isdisjoint(parsed.tags)
+    assert all((written / link).is_file() for link in parsed.links)
+
+
+def test_the_page_says_what_was_asked_what_ended_how_and_how_to_repeat_it(page):
+    for words in (
+        "Do centring and sharpening keep each other from collapse?",
+        "<code>shapes_cpu</code>",
+        "<b>7</b> of 9 trials finished, <b>5</b> of them collapsed; <b>1</b> diverged; <b>1</b> missing.",
+        "python3 -m dino_lab run collapse --baseline shapes_cpu --set epochs=8",
+        "<code>method.sharpening</code>",
+        "11abcdef01",
+    ):
+        assert words in page
+
+
+def test_what_a_person_wrote_is_text_and_never_markup(sweep):
+    evil = "<script>alert(1)</script>"
+    named = replace(
+        sweep,
+        trials=sweep.trials.replace({"row": {"both": evil}}),
+        baseline_row=evil,
+        note=f"{evil} `{evil}`\n\n{evil}",
+        overrides={"data.name": evil},
+    )
+    page = report.html(named, {"table": tables.arms_table(named)}, {"figure": b""}, ["table.md"])
+    assert "script" not in Page(page).tags
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8
+
+
+def test_a_report_removes_the_files_of_an_earlier_one_and_no_others(lab):
+    folder = lab / "reports" / "collapse"
+    folder.mkdir(parents=True)
+    for name in ("old.md", "notes.txt"):
+        (folder / name).write_text("from another time")
+    (folder / "manifest.json").write_text(json.dumps({"files": {"old.md": "", "table.md": ""}}))
+    assert report.write(lab, "collapse", baseline="shapes_cpu", overrides={"epochs": 8}) == folder
+    names = {path.name for path in folder.rglob("*")}
+    assert "old.md" not in names
+    assert {"notes.txt", "table.md", "report.html"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_a_wrong_name_is_one_line_and_exit_code_2(store, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["analysis", "colapse", "--lab", str(store)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "no records of 'colapse' in this lab; with records: collapse" in capsys.readouterr().err

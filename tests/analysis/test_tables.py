@@ -1,0 +1,136 @@
+"""Tables: golden files, and what marks, bold and published numbers say."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis import tables
+from analysis.published import published
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def renamed(sweep, labels, **changes):
+    """The sweep with other row labels."""
+    names = dict(zip(["both", "centring only", "sharpening only"], labels, strict=True))
+    trials = sweep.trials.assign(row=sweep.trials["row"].map(names))
+    return replace(sweep, trials=trials, baseline_row=labels[0], **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("table.md", lambda sweep: tables.markdown(tables.arms_table(sweep))),
+        ("table.tex", lambda sweep: tables.latex(tables.arms_table(sweep), label="collapse-table")),
+        ("table.csv", lambda sweep: tables.csv(tables.arms(sweep))),
+        ("factors.md", lambda sweep: tables.markdown(tables.factors_table(sweep))),
+        ("factors.tex", lambda sweep: tables.latex(tables.factors_table(sweep), label="collapse-factors")),
+        ("factors.csv", lambda sweep: tables.csv(tables.factors(sweep))),
+    ],
+)
+def test_tables_are_the_golden_ones_byte_for_byte(sweep, name, text):
+    assert text(sweep).encode() == (GOLDEN / name).read_bytes()
+
+
+def test_what_is_missing_is_empty_and_never_zero(sweep):
+    table = tables.arms(sweep)
+    assert table.loc["both", ["onset_median", "difference_mean", "difference_p"]].isna().all()
+    assert table.loc["centring only", ["knn_n", "difference_n"]].to_list() == [2, 1]
+    assert table.loc["centring only", ["difference_half", "difference_p"]].isna().all()
+    assert table.loc["raw pixels", ["finished", "kl_mean"]].isna().all()
+
+
+def test_collapsed_and_diverged_rows_are_marked(sweep):
+    labels = list(tables.arms_table(sweep).cells.index)
+    assert labels == ["both", "centring only † ‡", "sharpening only †", "untrained network", "raw pixels"]
+
+
+def test_references_are_never_the_best(sweep):
+    trials = sweep.trials.assign(**{"eval/knn_top1": sweep.trials["eval/knn_top1"] / 10})
+    assert tables.arms_table(replace(sweep, trials=trials)).best == {"k-NN %": [0]}
+
+
+def test_values_that_look_the_same_are_best_together(sweep):
+    trials = sweep.trials.assign(**{"eval/knn_top1": sweep.trials["row_index"].map({0: 50.01, 1: 50.02, 2: 49.9})})
+    assert tables.arms_table(replace(sweep, trials=trials)).best == {"k-NN %": [0, 1]}
+
+
+def test_without_a_second_pair_there_is_no_p(sweep):
+    one_seed = replace(sweep, trials=sweep.trials[sweep.trials["seed"] == 0])
+    table = tables.arms_table(one_seed)
+    assert "Δ k-NN" in table.cells
+    assert "p" not in table.cells
+    assert table.notes[-1] == "Δ: difference from both, paired by seed."
+
+
+def test_a_sweep_of_one_row_has_no_differences(sweep):
+    alone = replace(sweep, trials=sweep.trials[sweep.trials["row"] == "both"])
+    assert list(tables.arms_table(alone).cells) == [
+        "n",
+        "entropy / ln K",
+        "KL, nats",
+        "verdict",
+        "onset, step",
+        "k-NN %",
+    ]
+
+
+def test_no_factor_makes_no_factor_table(sweep):
+    without = sweep.trials.drop(columns=[name for name in sweep.trials if name.startswith("factor/")])
+    assert tables.factors(replace(sweep, trials=without)).empty
+
+
+def test_a_published_number_stands_beside_the_row_of_its_name(sweep):
+    asked = renamed(sweep, ["0.04", "0.08", "0.05"], published="teacher_temperature")
+    table = tables.arms_table(asked)
+    assert list(table.cells["paper k-NN %"]) == ["69.6", "0.1", "", "", ""]
+    assert "paper linear %" not in table.cells
+    assert "paper k-NN: arXiv:2104.14294, Appendix D, ViT-S/16, ImageNet-1k, 100 epochs." in table.notes
+
+
+def test_published_numbers_at_two_settings_both_stand(sweep):
+    asked = renamed(sweep, ["2x224", "2x224+2x96", "2x224+6x96"], published="crop_count")
+    table = tables.arms_table(asked)
+    assert list(table.cells["paper linear %"])[:3] == ["67.8 / 72.5", "71.5 / 74.5", "73.8 / 75.9"]
+    assert "paper k-NN %" not in table.cells
+    assert "100 epochs, two 8-GPU machines / Table 8, ViT-S/16, ImageNet-1k, 300 epochs" in table.notes[-1]
+
+
+def test_a_study_without_a_row_of_that_name_adds_no_column(sweep):
+    assert "paper k-NN %" not in tables.arms_table(replace(sweep, published="components")).cells
+
+
+def test_published_arms_stay_text_and_an_unknown_study_is_empty():
+    assert set(published("teacher_temperature")["arm"]) == {"0", "0.02", "0.04", "0.06", "0.08", "0.04->0.07"}
+    assert published("").empty
+
+
+def test_labels_are_escaped(sweep):
+    asked = renamed(sweep, ["50 % & a_b", "x|y *", "<script>{#$^~\\}"])
+    table = tables.arms_table(asked)
+    latex = tables.latex(table, label="x")
+    assert r"50 \% \& a\_b & 2/3" in latex
+    assert r"$<$script$>$\{\#\$\textasciicircum{}\textasciitilde{}\textbackslash{}\}" in latex
+    markdown = tables.markdown(table)
+    assert r"| x\|y \* †" in markdown
+    assert "\\<script>" in markdown
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles(sweep, tmp_path):
+    asked = renamed(sweep, ["50 % & a_b", "0.04->0.07", "<x>{#$^~\\}"])
+    body = tables.latex(tables.arms_table(asked), label="a") + tables.latex(tables.factors_table(asked), label="b")
+    document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "page.tex").write_text(document)
+    subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_csv_keeps_every_number_in_a_column_of_its_own(sweep, tmp_path):
+    (tmp_path / "table.csv").write_text(tables.csv(tables.arms(sweep)))
+    table = pd.read_csv(tmp_path / "table.csv", index_col="arm")
+    wanted = tables.arms(sweep).astype(float)
+    pd.testing.assert_frame_equal(table.astype(float), wanted, rtol=1e-5)

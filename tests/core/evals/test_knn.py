@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor
+
+from dino_lab.core.evals.knn import KNN
+
+
+def features(number: int, classes: int, *, noise: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Points about a direction for each class."""
+    generator = torch.Generator().manual_seed(seed)
+    centers = torch.randn(classes, 16, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(number) % classes
+    return centers[labels] + noise * torch.randn(number, 16, generator=generator), labels
+
+
+def sklearns(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int, temperature: float
+) -> float:
+    def weight(distances: np.ndarray) -> np.ndarray:
+        return np.exp((1 - distances) / temperature)  # cosine distance is 1 - similarity
+
+    classifier = KNeighborsClassifier(k, metric="cosine", weights=weight, algorithm="brute")
+    classifier.fit(bank.double().numpy(), bank_labels.numpy())
+    return 100 * float(classifier.score(queries.double().numpy(), labels.numpy()))
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 200])
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("noise", [1.5, 3.0])
+def test_accuracy_is_sklearns(k: int, temperature: float, noise: float) -> None:
+    bank, queries = features(300, 7, noise=noise, seed=0), features(200, 7, noise=noise, seed=1)
+    ours = KNN(neighbors_number=k, temperature=temperature).top1(*bank, *queries)
+    assert ours == pytest.approx(sklearns(*bank, *queries, k=k, temperature=temperature), abs=1e-4)
+    assert 20 < ours < 100
+
+
+def test_separable_features_are_classified_perfectly() -> None:
+    assert KNN().top1(*features(200, 5, noise=0.01, seed=0), *features(100, 5, noise=0.01, seed=1)) == 100
+
+
+def test_noise_is_classified_by_chance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(2000, 16, generator=generator) for _ in range(2))
+    labels = [torch.randint(0, 4, (2000,), generator=generator) for _ in range(2)]
+    assert KNN().top1(bank, labels[0], queries, labels[1]) == pytest.approx(25, abs=4)
+
+
+def test_the_length_of_a_feature_does_not_count() -> None:
+    (bank, bank_labels), (queries, labels) = features(100, 5, noise=1.5, seed=0), features(50, 5, noise=1.5, seed=1)
+    lengths = torch.rand(100, 1, generator=torch.Generator().manual_seed(2)) + 0.1
+    assert KNN().top1(bank * lengths, bank_labels, queries, labels) == KNN().top1(bank, bank_labels, queries, labels)
+
+
+def test_a_bank_smaller_than_k_votes_as_a_whole() -> None:
+    bank, queries = features(6, 3, noise=0.01, seed=0), features(9, 3, noise=0.01, seed=1)
+    assert KNN(neighbors_number=20).top1(*bank, *queries) == 100
+
+
+def test_a_class_that_no_neighbour_has_is_missed() -> None:
+    bank, (queries, _) = features(20, 2, noise=0.1, seed=0), features(10, 2, noise=0.1, seed=1)
+    assert KNN().top1(*bank, queries, torch.full((10,), 7)) == 0

@@ -1,0 +1,278 @@
+"""Training of one trial: what it yields and keeps, and that nothing but the trial decides it."""
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dino_lab.core import records
+from dino_lab.core.data.batches import Batches
+from dino_lab.core.records import Record
+from dino_lab.core.trainer import CHECKPOINT, Diverged, train
+from dino_lab.core.trial import Trial
+
+SHORT = {
+    "epochs": 2,
+    "data.train_images": 24,  # three steps an epoch
+    "data.test_images": 8,
+    "backbone.drop_path_rate": 0.3,
+    "method.teacher_temp": 0.07,
+    "method.warmup_teacher_temp_epochs": 2,
+    "optimizer.warmup_epochs": 0.5,
+    "optimizer.freeze_last_layer_epochs": 1.0,
+    "runtime.log_period_steps": 1,
+    "runtime.checkpoint_period_steps": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def short(smoke: Trial, data_dir: Path) -> Trial:
+    """Six steps over two epochs, with everything that a resume could get wrong."""
+    return smoke.but(SHORT | {"runtime.data_dir": str(data_dir)})
+
+
+def shown(made: list[Record]) -> list[tuple[Any, ...]]:
+    """Records without what differs from run to run."""
+    return [
+        (r.step, r.epoch, {k: v for k, v in r.values.items() if k not in records.TIMINGS}, r.verdict, r.onset_step)
+        for r in made
+    ]
+
+
+def run(trial: Trial, workdir: Path, **resume: Path) -> list[Record]:
+    workdir.mkdir(exist_ok=True)
+    return list(train(trial, workdir=workdir, **resume))
+
+
+def kept(workdir: Path) -> dict[str, Any]:
+    return torch.load(workdir / CHECKPOINT, weights_only=True)  # type: ignore[no-any-return]
+
+
+def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
+    """The same structure, and the same bits in every tensor."""
+    if isinstance(ours, Tensor):
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), where
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), where
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(a, b, f"{where}.{i}")
+    else:
+        assert ours == theirs, where
+
+
+# --------------------------------------------------------------------------------------------------- sameness
+
+
+def test_the_same_trial_gives_the_same_records_and_checkpoint(short: Trial, tmp_path: Path) -> None:
+    first, second = run(short, tmp_path / "a"), run(short, tmp_path / "b")
+    assert shown(first) == shown(second)
+    assert_same(kept(tmp_path / "a"), kept(tmp_path / "b"))
+
+
+def test_another_seed_gives_other_records(short: Trial, tmp_path: Path) -> None:
+    assert shown(run(short, tmp_path)) != shown(run(short.but({"seed": 1}), tmp_path))
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_six_steps_equal_some_plus_a_resume_plus_the_rest(short: Trial, precision: str, tmp_path: Path) -> None:
+    short = short.but({"precision": precision})
+    whole, workdir = [], tmp_path / "whole"
+    workdir.mkdir()
+    for record in train(short, workdir=workdir):
+        whole.append(record)
+        # The checkpoint of a step is written once its record has been taken.
+        if record.step > 1:
+            shutil.copy(workdir / CHECKPOINT, tmp_path / f"after-{record.step - 1}.pt")
+    assert [record.step for record in whole] == [0, 1, 2, 3, 4, 5, 6]
+
+    for step in range(1, 6):
+        resumed = tmp_path / f"resumed-{step}"
+        rest = run(short, resumed, resume_from=tmp_path / f"after-{step}.pt")
+        assert shown(rest) == shown(whole[step + 1 :])
+        assert_same(kept(resumed), kept(workdir))
+
+
+def test_resuming_in_the_same_folder_goes_on_from_its_checkpoint(short: Trial, tmp_path: Path) -> None:
+    whole = run(short, tmp_path / "whole")
+    workdir = tmp_path / "stopped"
+    workdir.mkdir()
+    first = list(itertools.islice(train(short, workdir=workdir), 5))
+    assert kept(workdir)["step"] == 3  # the record of step 4 was taken, its checkpoint not yet written
+    rest = run(short, workdir, resume_from=workdir / CHECKPOINT)
+    assert shown(first[:4] + rest) == shown(whole)
+    assert_same(kept(workdir), kept(tmp_path / "whole"))
+
+
+def test_a_finished_trial_resumes_to_nothing(short: Trial, tmp_path: Path) -> None:
+    run(short, tmp_path)
+    assert run(short, tmp_path, resume_from=tmp_path / CHECKPOINT) == []
+
+
+@pytest.mark.parametrize("loader_workers", [1, 2])
+def test_loader_workers_change_no_record(short: Trial, loader_workers: int, tmp_path: Path) -> None:
+    here = run(short, tmp_path / "here")
+    ahead = run(short.but({"runtime.loader_workers": loader_workers}), tmp_path / "ahead")
+    assert shown(here) == shown(ahead)
+    assert_same(kept(tmp_path / "here"), kept(tmp_path / "ahead"))
+
+
+def test_measuring_and_checkpointing_less_often_change_no_weight(short: Trial, tmp_path: Path) -> None:
+    often = run(short, tmp_path / "often")
+    seldom = {"runtime.log_period_steps": 4, "runtime.checkpoint_period_steps": 100}
+    rare = run(short.but(seldom), tmp_path / "rare")
+    assert_same(kept(tmp_path / "often")["method"], kept(tmp_path / "rare")["method"])
+    assert shown(rare)[-1] == shown(often)[-1]
+
+
+def test_the_callers_random_state_is_untouched_and_unread(short: Trial, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first = run(short, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpy_before
+    torch.manual_seed(2)
+    assert shown(run(short, tmp_path)) == shown(first)
+
+
+def test_arms_with_the_same_seed_see_the_same_crops(
+    short: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch = Batches.__getitem__
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(self: Batches, step: int) -> tuple[Tensor, Tensor]:
+        seen.append(fetch(self, step))
+        return seen[-1]
+
+    monkeypatch.setattr(Batches, "__getitem__", watched)
+    for arm in ({}, {"method.centering": False, "head.out_dim": 16, "backbone.depth": 1, "optimizer.lr": 0.1}):
+        run(short.but(arm), tmp_path)
+    one, other = seen[:6], seen[6:]
+    assert_same([list(crops) for crops in one], [list(crops) for crops in other])
+    assert not torch.equal(one[0][0], one[3][0])
+    run(short.but({"seed": 1}), tmp_path)
+    assert not torch.equal(seen[12][0], one[0][0])
+
+
+# ---------------------------------------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize(
+    ("period", "every_epochs", "steps", "evaluated"),
+    [
+        (1, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], {0, 3, 6, 9}),
+        (2, 1, [0, 2, 3, 4, 6, 8, 9], {0, 3, 6, 9}),
+        (4, 2, [0, 4, 6, 8, 9], {0, 6, 9}),
+        (100, 100, [0, 9], {0, 9}),
+    ],
+)
+def test_records_come_at_the_start_each_period_each_evaluation_and_the_end(
+    short: Trial, period: int, every_epochs: int, steps: list[int], evaluated: set[int], tmp_path: Path
+) -> None:
+    trial = short.but({"epochs": 3, "runtime.log_period_steps": period, "evals.every_epochs": every_epochs})
+    made = run(trial, tmp_path)
+    assert [record.step for record in made] == steps
+    assert {record.step for record in made if records.KNN in record.values} == evaluated
+    assert [record.epoch for record in made] == [step / 3 for step in steps]
+    assert all(records.LOSS in record.values for record in made[1:])
+
+
+def test_the_first_record_is_the_untrained_network_beside_raw_pixels(short: Trial, tmp_path: Path) -> None:
+    first, *_ = train(short, workdir=tmp_path)
+    factors = ["shape", "color", "texture", "background", "position"]
+    assert set(first.values) == {records.KNN, records.STUDENT_KNN, records.PIXELS_KNN} | {
+        prefix + factor for prefix in (records.FACTOR_KNN, records.FACTOR_PIXELS_KNN) for factor in factors
+    }
+    assert first.values[records.KNN] == first.values[records.STUDENT_KNN]
+    assert first.verdict == "none"
+
+
+def test_every_name_in_a_record_has_a_meaning(short: Trial, tmp_path: Path) -> None:
+    made = run(short, tmp_path)
+    assert {records.metric(name).name for record in made for name in record.values} >= set(records.METRICS)
+
+
+def test_loss_is_teacher_entropy_plus_kl_at_every_record(short: Trial, tmp_path: Path) -> None:
+    for precision in ("f32", "bf16"):
+        for record in run(short.but({"precision": precision}), tmp_path)[1:]:
+            parts = record.values[records.TEACHER_ENTROPY] + record.values[records.KL]
+            assert record.values[records.LOSS] == pytest.approx(parts, abs=1e-5)
+
+
+def test_scheduled_values_are_logged_beside_what_they_cause(short: Trial, tmp_path: Path) -> None:
+    made = run(short, tmp_path)[1:]
+    optimizer = short.optimizer
+    for step, record in enumerate(made):
+        values = record.values
+        rate = optimizer.lr_at(step, steps=6, steps_per_epoch=3, batch_size=8)
+        assert values[records.LR] == pytest.approx(rate)
+        assert values[records.WEIGHT_DECAY] == pytest.approx(optimizer.weight_decay_at(step, steps=6))
+        assert values[records.MOMENTUM_TEACHER] == pytest.approx(short.teacher.momentum_at(step, steps=6))
+        assert values[records.TEACHER_TEMP] == pytest.approx((0.04, 0.07)[step // 3])
+
+
+def test_the_last_layer_is_held_for_its_epochs(short: Trial, tmp_path: Path) -> None:
+    name = "student.head.last_layer.weight_v"
+    # While the record of a step is being taken, the checkpoint is that of the step before.
+    later = itertools.islice(train(short, workdir=tmp_path), 2, None)
+    one, two, three, four, *_ = [kept(tmp_path)["method"][name] for _ in later]  # an epoch has three steps
+    assert torch.equal(one, two)
+    assert torch.equal(two, three)
+    assert not torch.equal(three, four)
+
+
+def test_bf16_runs_and_keeps_its_weights_in_f32(short: Trial, tmp_path: Path) -> None:
+    f32 = run(short, tmp_path)
+    bf16 = run(short.but({"precision": "bf16"}), tmp_path)
+    assert {value.dtype for value in kept(tmp_path)["method"].values()} == {torch.float32}
+    assert f32[1].values[records.LOSS] != bf16[1].values[records.LOSS]
+    assert bf16[1].values[records.LOSS] == pytest.approx(f32[1].values[records.LOSS], rel=0.2)
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged(short: Trial, tmp_path: Path) -> None:
+    trial = short.but({"optimizer.lr": 1e30, "optimizer.clip_grad": 0.0, "runtime.checkpoint_period_steps": 100})
+    made: list[Record] = []
+    with pytest.raises(Diverged) as raised:
+        made.extend(train(trial, workdir=tmp_path))
+    assert made[-1].step == raised.value.step - 1
+    assert all(np.isfinite(list(record.values.values())).all() for record in made)
+    assert isinstance(raised.value, RuntimeError)
+    assert str(raised.value.step) in str(raised.value)
+
+
+def test_a_checkpoint_of_another_trial_is_refused(short: Trial, tmp_path: Path) -> None:
+    run(short, tmp_path)
+    with pytest.raises(ValueError, match=f"{short.identity}, not of"):
+        run(short.but({"optimizer.lr": 0.1}), tmp_path, resume_from=tmp_path / CHECKPOINT)
+
+
+def test_a_checkpoint_may_be_resumed_under_another_runtime(short: Trial, tmp_path: Path) -> None:
+    run(short, tmp_path)
+    assert run(short.but({"runtime.loader_workers": 1}), tmp_path, resume_from=tmp_path / CHECKPOINT) == []
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])
+def test_a_checkpoint_cut_short_is_a_runtime_error(short: Trial, part: float, tmp_path: Path) -> None:
+    run(short, tmp_path)
+    content = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[: int(part * len(content))])
+    with pytest.raises(RuntimeError, match=r"cut\.pt cannot be read"):
+        run(short, tmp_path, resume_from=tmp_path / "cut.pt")

@@ -1,0 +1,120 @@
+import pytest
+
+from dino_lab.ablation import Ablation, Axis
+from dino_lab.core.settings import KnobError
+from dino_lab.core.trial import Trial
+
+TEMP = Axis.over("method.teacher_temp", [0.02, 0.04, 0.07])
+OPERATIONS = Axis("operations", {"both": {}, "centring only": {"method.sharpening": False}})
+
+
+def test_levels_over_a_knob_are_called_by_their_values() -> None:
+    assert dict(TEMP.levels) == {
+        "0.02": {"method.teacher_temp": 0.02},
+        "0.04": {"method.teacher_temp": 0.04},
+        "0.07": {"method.teacher_temp": 0.07},
+    }
+    assert list(Axis.over("k", [True, None, 2, "bf16", [0.1, 1.0]]).levels) == [
+        "true",
+        "null",
+        "2",
+        "bf16",
+        "[0.1, 1.0]",
+    ]
+
+
+def test_a_grid_has_every_combination_and_its_last_axis_varies_fastest() -> None:
+    rows = Ablation.grid([OPERATIONS, TEMP]).rows
+    assert [tuple(row.levels.values()) for row in rows] == [
+        (operations, temp) for operations in ("both", "centring only") for temp in ("0.02", "0.04", "0.07")
+    ]
+    assert rows[4].label == "operations centring only, method.teacher_temp 0.04"
+    assert rows[4].levels == {"operations": "centring only", "method.teacher_temp": "0.04"}
+    assert rows[4].changes == {"method.sharpening": False, "method.teacher_temp": 0.04}
+
+
+def test_rows_of_a_single_axis_are_called_by_their_level() -> None:
+    assert [row.label for row in Ablation.grid([TEMP]).rows] == ["0.02", "0.04", "0.07"]
+    assert [row.label for row in Ablation.one_at_a_time([TEMP]).rows] == ["baseline", "0.02", "0.04", "0.07"]
+
+
+def test_one_at_a_time_is_the_baseline_and_each_level_alone() -> None:
+    rows = Ablation.one_at_a_time([OPERATIONS, TEMP]).rows
+    assert [(row.label, dict(row.changes)) for row in rows] == [
+        ("baseline", {}),
+        ("operations both", {}),
+        ("operations centring only", {"method.sharpening": False}),
+        ("method.teacher_temp 0.02", {"method.teacher_temp": 0.02}),
+        ("method.teacher_temp 0.04", {"method.teacher_temp": 0.04}),
+        ("method.teacher_temp 0.07", {"method.teacher_temp": 0.07}),
+    ]
+    assert rows[2].levels == {"operations": "centring only"}
+
+
+def test_the_first_row_is_what_others_are_compared_with() -> None:
+    assert Ablation.grid([TEMP]).baseline_row == "0.02"
+    assert Ablation.one_at_a_time([TEMP]).baseline_row == "baseline"
+
+
+def test_all_rows_of_the_first_seed_come_first(smoke: Trial) -> None:
+    trials = Ablation.grid([TEMP], seeds=[5, 3]).trials(smoke)
+    assert [(trial.seed, trial.row_index, trial.row) for trial in trials] == [
+        (seed, index, label) for seed in (5, 3) for index, label in enumerate(["0.02", "0.04", "0.07"])
+    ]
+    assert [(t.trial.seed, t.trial.method.teacher_temp) for t in trials] == [
+        (seed, temp) for seed in (5, 3) for temp in (0.02, 0.04, 0.07)
+    ]
+
+
+def test_arms_differ_from_the_baseline_in_their_own_knobs_alone(smoke: Trial) -> None:
+    for labelled in Ablation.grid([OPERATIONS, TEMP], seeds=[2]).trials(smoke):
+        differs = {knob for knob, value in labelled.trial.flat().items() if value != smoke.flat()[knob]}
+        assert differs <= {"seed", "method.teacher_temp", "method.sharpening"}
+
+
+def test_seeds_may_be_others_than_the_ablations(smoke: Trial) -> None:
+    assert [t.seed for t in Ablation.grid([OPERATIONS]).trials(smoke, seeds=[7])] == [7, 7]
+    assert Ablation.grid([OPERATIONS]).trials(smoke, seeds=[]) == []
+
+
+def test_fixed_knobs_hold_for_every_row_and_the_row_has_the_last_word(smoke: Trial) -> None:
+    ablation = Ablation.grid([OPERATIONS], seeds=[0], fixed={"method.sharpening": True, "optimizer.lr": 0.5})
+    assert [(t.trial.optimizer.lr, t.trial.method.sharpening) for t in ablation.trials(smoke)] == [
+        (0.5, True),
+        (0.5, False),
+    ]
+
+
+def test_overrides_change_the_baseline_of_every_row_and_leave_what_a_row_sets(smoke: Trial) -> None:
+    overrides = {"epochs": 1, "method.teacher_temp": 0.01}
+    trials = Ablation.one_at_a_time([TEMP], seeds=[0]).trials(smoke, overrides=overrides)
+    assert {t.trial.epochs for t in trials} == {1}
+    assert [t.trial.method.teacher_temp for t in trials] == [0.01, 0.02, 0.04, 0.07]
+
+
+def test_rows_that_come_to_the_same_trial_share_its_identity(smoke: Trial) -> None:
+    baseline, both, *_ = Ablation.one_at_a_time([OPERATIONS], seeds=[0]).trials(smoke)
+    assert (baseline.row, both.row) == ("baseline", "both")
+    assert baseline.trial.identity == both.trial.identity
+
+
+def test_all_other_trials_have_identities_of_their_own(smoke: Trial) -> None:
+    trials = Ablation.grid([OPERATIONS, TEMP], seeds=[0, 1, 2]).trials(smoke)
+    assert len({trial.trial.identity for trial in trials}) == 18
+
+
+def test_a_wrong_knob_is_named_with_its_row(smoke: Trial) -> None:
+    axis = Axis("temps", {"good": {}, "bad": {"method.teacher_tmp": 0.1}})
+    with pytest.raises(KnobError, match=r"row 'bad': unknown knob 'method\.teacher_tmp'; did you mean"):
+        Ablation.grid([axis]).trials(smoke)
+
+
+@pytest.mark.parametrize("overrides", [{"optimizer.lrr": 1.0}, {"optimizer.lr": -1.0}])
+def test_a_wrong_override_is_refused(smoke: Trial, overrides: dict[str, float]) -> None:
+    with pytest.raises(KnobError, match=r"optimizer\.lr"):
+        Ablation.grid([TEMP]).trials(smoke, overrides=overrides)
+
+
+def test_the_published_study_is_kept() -> None:
+    assert Ablation.grid([TEMP], published="teacher_temperature").published == "teacher_temperature"
+    assert Ablation.one_at_a_time([TEMP]).published is None
