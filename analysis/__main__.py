@@ -28,6 +28,9 @@ def main() -> None:
     for name in options.names:
         try:
             print(report.write(options.lab, name, baseline=options.baseline, overrides=dict(options.set)))
+        except (KeyError, IndexError):
+            # Lookup errors too, but of the code and not of the person who asks.
+            raise
         except (LookupError, ValueError) as error:
             parser.error(str(error))
 

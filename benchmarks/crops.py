@@ -1,7 +1,8 @@
 """Images a second of the batched crops on one thread, beside lightly's DINOTransform (PIL, image by image).
 
 `python benchmarks/crops.py` prints a Markdown table. Both make the same crops of the same images, taking turns, and
-count their own processor time, so that other work on the machine tells less; the ratio is the median over the turns.
+count their own processor time, so that other work on the machine tells less (not nothing: it empties caches, which
+slows lightly more); the ratio is the median over the turns.
 """
 
 # Threads are counted when numpy and torch are imported.
@@ -81,9 +82,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    busy, cpus = os.getloadavg()[0], os.cpu_count()
     print(
-        f"{datetime.date.today()}, {processor()}, one thread, torch {torch.__version__}, batches of {options.batch}\n"
+        f"{datetime.date.today()}, {processor()}, load {busy:.1f} on {cpus} CPUs, one thread, torch {torch.__version__}"
     )
+    print(f"\nBatches of {options.batch}, median of {options.turns} turns.\n")
     print("| source -> crops | lightly, images/s | dino_lab, images/s | ratio |\n|---|---|---|---|")
     for size, (global_size, local_size, local_number) in SIZES.items():
         theirs, own, ratio = compare(size, batch=options.batch, turns=options.turns)

@@ -105,6 +105,8 @@ def _live_table(progress: "Progress", height: int) -> Table:
     fit = len(trials) + 5 < height
     table = trial_table(trials if fit else [trial for trial in trials if trial.state in ("running", "failed")])
     table.caption = counts(trials)
+    if progress.retries:
+        table.caption += f", {progress.retries} attempts taken up again"
     if progress.mirror_error:
         table.caption += f"\nMLflow is behind, nothing is lost: {progress.mirror_error.splitlines()[0]}"
     return table

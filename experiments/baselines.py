@@ -36,9 +36,9 @@ _SHAPES_CPU = {
 }
 
 _SMOKE = _SHAPES_CPU | {
-    "epochs": 2,
+    "epochs": 3,
     "batch_size": 8,
-    "data.train_images": 48,
+    "data.train_images": 32,
     "data.test_images": 24,
     "data.image_size": 32,
     "backbone.patch_size": 8,

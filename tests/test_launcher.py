@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,7 @@ def in_the_middle(clone_with_uv: Clone) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
+@pytest.mark.skipif(not find_spec("ensurepip"), reason="this Python cannot make environments with pip")
 def test_pip_builds_venv_from_the_hashed_lock_and_refuses_another_hash(clone: Clone, tmp_path: Path) -> None:
     digest = _wheel(tmp_path, "leaf", "1.0")
     lock = clone.package / "requirements.lock"

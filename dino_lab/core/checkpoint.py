@@ -1,6 +1,7 @@
 """Checkpoints: plain dicts of tensors and numbers, written whole or not at all."""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,6 @@ def load(path: Path, *, device: torch.device) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise RuntimeError(f"checkpoint {path} cannot be read: {error}") from error
     return state

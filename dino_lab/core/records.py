@@ -68,7 +68,12 @@ METRICS = {
         Metric(ENTROPY_FRACTION, "of ln K", "neither", "teacher entropy as a fraction of ln K"),
         Metric(MARGINAL_ENTROPY, "nats", "higher", "entropy of the mean target over the batch"),
         Metric(EMBEDDING_STD, "1", "higher", "std over the batch of the teacher's l2-normalised features, x sqrt(D)"),
-        Metric(GRADIENT_NORM, "1", "neither", "l2 norm of the student's gradient before clipping"),
+        Metric(
+            GRADIENT_NORM,
+            "1",
+            "neither",
+            "l2 norm of the student's gradient before clipping, a held last layer left out",
+        ),
         Metric(CENTER_NORM, "1", "neither", "l2 norm of the centre"),
         Metric(LR, "1", "neither", "learning rate of this step"),
         Metric(WEIGHT_DECAY, "1", "neither", "weight decay of this step"),

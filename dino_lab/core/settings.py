@@ -44,7 +44,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            raise KnobError(_explain(error)) from None
+            raise KnobError(_explain(error, set(cls().flat()))) from None
 
     def but(self, changes: Mapping[str, Any]) -> Self:
         """These settings with some knobs changed, everything validated again.
@@ -104,12 +104,12 @@ def _did_you_mean(path: str, known: set[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
 
 
-def _explain(error: ValidationError, known: set[str] = frozenset()) -> str:  # type: ignore[assignment]
+def _explain(error: ValidationError, known: set[str]) -> str:
     lines = []
     for problem in error.errors(include_url=False):
-        path = ".".join(str(part) for part in problem["loc"])
-        # pydantic puts the tag of a union into the path: method.dino.teacher_temp.
-        path = next((knob for knob in known if _without_tag(path, knob)), path)
+        parts = [str(part) for part in problem["loc"]]
+        # pydantic puts the tag of a union into the path: data.shapes.noise.
+        path = ".".join(part for i, part in enumerate(parts) if ".".join([*parts[:i], "kind"]) not in known or i == 0)
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown knob {path!r}{_did_you_mean(path, known)}")
         elif problem["type"] == "value_error":
@@ -117,8 +117,3 @@ def _explain(error: ValidationError, known: set[str] = frozenset()) -> str:  # t
         else:
             lines.append(f"{path} = {problem['input']!r}: {problem['msg'].lower()}")
     return "\n".join(lines)
-
-
-def _without_tag(path: str, knob: str) -> bool:
-    parts, wanted = path.split("."), knob.split(".")
-    return any(parts[:i] + parts[i + 1 :] == wanted for i in range(len(parts)))

@@ -22,7 +22,7 @@ from dino_lab.core.trial import Trial
 
 CHECKPOINT = "checkpoint.pt"
 _EVAL_BATCH = 256
-_STEPS = 1 << 32  # more than any trial has: seeds of steps do not meet those of other trials
+_STEPS = 1 << 32  # more than any trial has: seeds of steps meet neither each other nor seeds of weights
 
 
 class Diverged(RuntimeError):
@@ -94,8 +94,8 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         batch = Batch(*(crops.to(device, non_blocking=True) for crops in next(loader)))
 
         # Drop path is a pure function of (seed, step): nothing random outlives a step, so a resume needs no state.
-        with torch.random.fork_rng(devices=[]), torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
-            torch.manual_seed(trial.seed * _STEPS + done)
+        with torch.random.fork_rng(), torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
+            torch.manual_seed((trial.seed + 1) * _STEPS + done)
             outcome = method.loss(batch, now)
         if not torch.isfinite(outcome.loss):
             raise Diverged(done)

@@ -51,14 +51,14 @@ class Trial(Settings):
 
     not_identity: ClassVar[frozenset[str]] = frozenset({"runtime"})
 
-    seed: int = Field(default=0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Of weights, order, crops and drop path; arms with the same seed see the same crops."""
     epochs: int = Field(default=100, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(default=64, ge=1)
     """B, images of a step."""
     precision: Literal["f32", "bf16"] = "f32"
-    """Of matrix products in forward and backward passes; weights, loss and teacher stay f32."""
+    """Of matrix products in forward and backward passes; weights, loss and the average of the teacher stay f32."""
     data: DataSettings = Shapes()
     crops: Crops = Crops()
     backbone: Backbone = Backbone()
@@ -83,7 +83,8 @@ class Trial(Settings):
         patch = self.backbone.patch_pixels
         for name in ("global_crops_size", "local_crops_size"):
             size = getattr(self.crops, name)
-            if size % patch:
+            unused = name == "local_crops_size" and self.crops.local_crops_number == 0
+            if size % patch and not unused:
                 wrong.append(f"crops.{name} = {size}: must be a multiple of the backbone's patch size, {patch}")
         if self.runtime.device == "cpu" and self.runtime.gpus:
             wrong.append(f"runtime.gpus = {self.runtime.gpus}: runtime.device is 'cpu'; set it to 'cuda'")

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from dino_lab.orchestration import runner
-from dino_lab.orchestration.folder import TrialFolder, locked
+from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.runner import Progress, run
 
 ROOT = Path(__file__).parents[2]
@@ -219,3 +219,15 @@ def test_a_full_disk_is_refused_before_anything_starts(lab: Path, monkeypatch: p
     with pytest.raises(ValueError, match="GiB free"):
         finished_run(lab, lambda progress: None)
     assert not (lab / "trials").exists()
+
+
+def test_a_trial_that_tune_gave_up_is_failed_unless_it_wrote_its_own_end(lab: Path) -> None:
+    watch = runner._Watch(lab, [], None, lambda progress: None)
+    for trial_id in ("killed", "raised"):
+        (lab / "trials" / trial_id).mkdir(parents=True)
+        watch.lost(trial_id, "the worker died")
+    own = End("failed", "ZeroDivisionError", 3.0)
+    TrialFolder(lab, "raised").write_end(own)
+    watch.record_lost_trials()
+    assert TrialFolder(lab, "killed").end() == End("failed", "the worker died", 0.0)
+    assert TrialFolder(lab, "raised").end() == own

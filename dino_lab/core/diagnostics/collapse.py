@@ -1,7 +1,7 @@
 """The verdict: whether targets have collapsed, to what, and since when. Pure; no torch."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -40,7 +40,7 @@ class Verdict:
         since = self.suspected_since if sign == self.suspected else step
         if sign == "none" or step - since < bounds.certain_steps:
             return Verdict(suspected=sign, suspected_since=since)
-        return replace(self, kind=sign, onset_step=since, suspected=sign, suspected_since=since)
+        return Verdict(kind=sign, onset_step=since, suspected=sign, suspected_since=since)
 
 
 def _sign(values: dict[str, float], *, out_dim: int, bounds: Collapse) -> Kind:

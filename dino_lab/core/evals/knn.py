@@ -26,13 +26,16 @@ class KNN(Settings):
         queries: Float[Tensor, "M D"],
         query_labels: Int64[Tensor, "M"],
     ) -> float:
-        """Percent of queries whose label wins the vote; memory M x k x classes.
+        """Percent of queries whose label wins the vote; memory 256 x N a chunk of queries.
 
         Source: InstDisc (arXiv:1805.01978), section 3.4; dino, eval_knn.py.
         """
-        similarity = F.normalize(queries, dim=-1) @ F.normalize(bank, dim=-1).T
-        nearest, neighbors = similarity.topk(min(self.neighbors_number, len(bank)), dim=-1)
-        classes = int(max(bank_labels.max(), query_labels.max())) + 1
-        votes = torch.zeros(len(queries), classes, device=queries.device)
-        votes.scatter_add_(1, bank_labels[neighbors], (nearest / self.temperature).exp())
-        return (votes.argmax(dim=-1) == query_labels).float().mean().item() * 100
+        bank = F.normalize(bank, dim=-1)
+        classes = int(bank_labels.max()) + 1
+        right = 0
+        for part, labels in zip(F.normalize(queries, dim=-1).split(256), query_labels.split(256), strict=True):
+            nearest, neighbors = (part @ bank.T).topk(min(self.neighbors_number, len(bank)), dim=-1)
+            votes = torch.zeros(len(part), classes, device=part.device)
+            votes.scatter_add_(1, bank_labels[neighbors], (nearest / self.temperature).exp())
+            right += int((votes.argmax(dim=-1) == labels).sum())
+        return right / len(queries) * 100

@@ -48,6 +48,8 @@ class Backbone(Settings):
         if not timm.is_model(self.name):
             near = difflib.get_close_matches(self.name, timm.list_models("*vit*"), n=3)
             raise KnobError(f"backbone.name = {self.name!r}: unknown to timm; did you mean {' or '.join(near)}?")
+        if not timm.models.is_model_in_modules(self.name, {"vision_transformer", "deit"}):
+            raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
 
     def build(self, image_size: int) -> "VisionTransformer":
         """Builds it for position embeddings of `image_size` pixels; crops of other sizes are interpolated to."""
@@ -65,8 +67,15 @@ class Backbone(Settings):
             **{name: value for name, value in chosen.items() if value is not None},
         )
         plain = type(vit).__name__ == "VisionTransformer"
+        plain = plain and type(vit.norm_pre) is type(vit.patch_embed.norm) is nn.Identity
         plain = plain and {type(block).__name__ for block in vit.blocks} == {"Block"}
-        if not plain or vit.cls_token is None or vit.pos_embed is None or vit.num_prefix_tokens != 1:
+        if (
+            not plain
+            or vit.cls_token is None
+            or vit.pos_embed is None
+            or vit.num_prefix_tokens != 1
+            or vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1
+        ):
             raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
         return VisionTransformer(vit)
 

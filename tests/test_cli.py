@@ -1,0 +1,299 @@
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from dino_lab import asking, cli, terminal
+from dino_lab.orchestration.folder import TrialStatus
+from dino_lab.orchestration.runner import Progress, Summary
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ["--baseline", "smoke", "--seeds", "0"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+def answer(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+# ------------------------------------------------------------------- quick
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["--help"], set()),
+        (["run", "--help"], set()),
+        (["list"], set()),
+        (["list", "--json"], set()),
+        (["plan", "colapse"], set()),
+        (["plan", "collapse"], {"torch", "torchvision"}),
+        (["status", "collapse"], {"torch", "torchvision"}),
+    ],
+    ids=" ".join,
+)
+def test_command_imports_nothing_heavy_that_it_does_not_need(arguments: list[str], allowed: set[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['dino-lab', *{arguments}]\n"
+        "from dino_lab.cli import main\n"
+        "try: main()\n"
+        "finally: print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    heavy = {"torch", "torchvision", "timm", "ray", "mlflow", "pandas", "matplotlib", "sklearn", "scipy"}
+    assert "typer" in run.stderr.splitlines()[-1].split()
+    assert set(run.stderr.splitlines()[-1].split()) & heavy <= allowed
+
+
+def test_names_read_without_importing_are_those_that_importing_finds() -> None:
+    assert asking.baselines() == list(importlib.import_module("experiments.baselines").BASELINES)
+    assert asking.DEFAULT_BASELINE in asking.baselines()
+    for name, note in asking.experiments().items():
+        experiment = importlib.import_module(f"experiments.{name}")
+        assert experiment.ABLATION.rows
+        assert note
+        assert note.split() == (experiment.__doc__ or "").split()
+
+
+def test_switches_of_the_environment_win_over_the_offline_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for switch in cli.OFFLINE:
+        monkeypatch.setenv(switch, "theirs")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(sys, "argv", ["dino-lab", "list"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    assert {switch: os.environ[switch] for switch in cli.OFFLINE} == {
+        switch: "1" if switch == "HF_HUB_OFFLINE" else "theirs" for switch in cli.OFFLINE
+    }
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "colapse"], "unknown experiment 'colapse'; did you mean 'collapse'? known: collapse, "),
+        (["run", "nothing-like-it"], "unknown experiment 'nothing-like-it'; known: collapse, "),
+        (["run", "baselines"], "unknown experiment 'baselines'"),
+        (["run", "collapse", "--baseline", "smke"], "unknown baseline 'smke'; did you mean 'smoke'? known: "),
+        (["status", "collapse", "--set", "method.techer_temp=1"], "did you mean 'method.teacher_temp'?"),
+        (["run", "collapse", "--set", "method.teacher_temp=-1"], "method.teacher_temp = -1"),
+        (["run", "collapse", "--set", "method.teacher_temp=hot"], "method.teacher_temp = 'hot'"),
+        (["train", "--set", "method.teacher_temp"], "must be knob=value"),
+        (["train", "--set", "=1"], "must be knob=value"),
+        (["train", "--set", "runtime.gpus=1"], "runtime.device is 'cpu'"),
+        (["train", "--set", "backbone.name=vit_tny_patch16_224"], "did you mean vit_tiny_patch16_224"),
+        (["run", "collapse", "--set", "backbone.name=vit_tny_patch16_224"], "did you mean vit_tiny_patch16_224"),
+        (["run", "collapse", "--seeds", "0,one"], "--seeds '0,one': must be whole numbers"),
+        (["run", "collapse", "--seeds", "0,0"], "a seed is given twice"),
+        (["run", "collapse", "--seeds=-1"], "seed = -1"),
+        (["run", "collapse", "--lab", "file"], "--lab file: not a folder"),
+        (["demo", "--lab", "no/such/lab"], "--lab no/such/lab: there is no folder"),
+        (["report", "collapse"], "no records in lab"),
+        (["ui"], "no records in lab"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistake_ends_with_one_message_and_starts_nothing(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "file").touch()
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("dino_lab: ")
+    assert message in result.stderr
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_every_wrong_knob_is_named() -> None:
+    result = invoke("plan", "collapse", "--set", "method.techer_temp=1", "--set", "head.out_din=2")
+    assert "'method.techer_temp'" in result.stderr
+    assert "'head.out_din'" in result.stderr
+
+
+def test_unknown_command_is_told_its_neighbour() -> None:
+    result = invoke("plna")
+    assert result.exit_code == 2
+    assert "Did you mean 'plan'?" in result.stderr
+
+
+def test_lab_that_cannot_be_written_to_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match="cannot be written to"):
+        asking.check_lab(folder / "lab")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.06", 0.06),
+        ("false", False),
+        ("null", None),
+        ("[0.15, 0.4]", [0.15, 0.4]),
+        ("digits", "digits"),
+        ('"7"', "7"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_value_of_set_is_json_or_else_a_string(text: str, value: object) -> None:
+    assert asking.parse_changes([f"knob={text}"]) == {"knob": value}
+
+
+# ------------------------------------------------------------------- facts
+
+
+def test_list_as_json_holds_experiments_with_docstrings_and_baselines() -> None:
+    facts = json.loads(answer("list", "--json"))
+    assert facts == {"experiments": asking.experiments(), "baselines": asking.baselines()}
+
+
+def test_plan_as_json_holds_every_trial_and_what_its_row_changes() -> None:
+    facts = json.loads(answer("plan", "collapse", "--baseline", "smoke", "--seeds", "4,5", "--json"))
+    assert [row["row"] for row in facts["rows"]] == ["both", "centring only", "sharpening only"]
+    assert facts["rows"][1]["changes"] == {"method.sharpening": False}
+    assert [(trial["row"], trial["seed"]) for trial in facts["trials"]] == [
+        (row["row"], seed) for seed in (4, 5) for row in facts["rows"]
+    ]
+    assert len({trial["trial_id"] for trial in facts["trials"]}) == facts["left"] == 6
+
+
+def test_set_changes_the_identity_of_every_trial() -> None:
+    plain = json.loads(answer("plan", "collapse", *SMOKE, "--json"))["trials"]
+    changed = json.loads(answer("plan", "collapse", *SMOKE, "--set", "head.out_dim=16", "--json"))["trials"]
+    assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in changed}
+
+
+def test_plan_shows_changes_as_set_takes_them_and_the_next_command() -> None:
+    shown = answer("plan", "collapse", *SMOKE, "--lab", "my lab")
+    assert "method.sharpening = false" in shown
+    assert shown.endswith("run collapse --baseline smoke --seeds 0 --lab 'my lab'\n")
+
+
+def test_trial_is_trained_once_and_then_known_to_plan_and_status() -> None:
+    first = answer("train", "--baseline", "smoke", "--set", "epochs=1")
+    assert "step 0  epoch 0.00" in first
+    assert first.splitlines()[-1].startswith("finished after")
+    assert "step" not in answer("train", "--baseline", "smoke", "--set", "epochs=1")
+
+    options = [*SMOKE, "--set", "epochs=1", "--json"]
+    plan = json.loads(answer("plan", "collapse", *options))
+    assert plan["left"] == 2
+    assert plan["seconds_left"] == pytest.approx(2 * plan["trials"][0]["seconds"])
+    states = [trial["state"] for trial in json.loads(answer("status", "collapse", *options))["trials"]]
+    assert states == ["finished", "waiting", "waiting"]
+
+
+def test_doctor_as_json_says_what_was_found() -> None:
+    findings = json.loads(invoke("doctor", "--json").stdout)
+    assert {finding["state"] for finding in findings} <= {"ok", "warn", "fail"}
+    assert {"Python", "processors", "memory", "disk", "torch", "GPU", "lab lab"} <= {f["what"] for f in findings}
+
+
+def test_doctor_fails_where_no_lab_can_be(folder: Path) -> None:
+    (folder / "file").touch()
+    result = invoke("doctor", "--lab", "file")
+    assert result.exit_code == 1
+    assert "fail" in result.stdout
+
+
+def test_arguments_of_test_go_to_pytest() -> None:
+    command = [sys.executable, "-m", "dino_lab", "test", "--collect-only", "-q", "tests/test_lock.py"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+    assert "test_lock_names_no_address" in run.stdout
+
+
+# ----------------------------------------------------------------- running
+
+
+def _trial(state: str, **shown: object) -> TrialStatus:
+    return TrialStatus("0123456789", "both", 0, 8, state=state, **shown)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        (["finished", "diverged"], 0),
+        (["finished", "failed"], 1),
+        (["finished", "interrupted", "waiting"], 130),
+        (["failed", "interrupted"], 130),
+    ],
+)
+def test_exit_code_tells_results_from_failures_and_interruption(states: list[str], code: int) -> None:
+    summary = Summary(tuple(map(_trial, states)), skipped=0, seconds=1.0, mirror_error=None, retries=0)
+    assert cli._exit_code(summary) == code
+
+
+def test_without_a_terminal_each_change_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [_trial("waiting"), _trial("running"), _trial("running", epoch=0.5), _trial("running", epoch=1.0, knn=31.0)]
+    with terminal.following(Console(file=io.StringIO())) as show:
+        for trial in shown:
+            show(Progress((trial,), mirror_error=None, retries=0))
+    assert capsys.readouterr().out.splitlines() == [
+        "both, seed 0: running",
+        "both, seed 0: running, k-NN 31.0 %, collapse none",
+    ]
+
+
+def test_live_table_fits_the_terminal_and_tells_of_retries_and_of_mlflow() -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100, height=12)
+    trials = (*(_trial("finished") for _ in range(30)), _trial("running", epoch=2.0, entropy_fraction=0.5))
+    with terminal.following(screen) as show:
+        show(Progress(trials, mirror_error="server is down", retries=2))
+    drawn = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "2.0/8" in drawn
+    assert "30 finished, 1 running, 2 attempts taken up again" in drawn
+    assert "server is down" in drawn
+
+
+@pytest.mark.ray
+def test_run_report_and_ui_of_a_small_ablation(folder: Path) -> None:
+    options = [*SMOKE, "--set", "epochs=1"]
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "dino_lab", *arguments]
+        return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+
+    first = command("run", "collapse", *options)
+    assert first.returncode == 0, first.stderr
+    assert "both, seed 0: running" in first.stdout
+    assert "report collapse --set epochs=1 --baseline smoke --seeds 0" in first.stdout
+
+    again = json.loads(command("run", "collapse", *options, "--json").stdout)
+    assert again["skipped"] == 3
+    assert {trial["state"] for trial in again["trials"]} == {"finished"}
+
+    report = command("report", "collapse", *options)
+    assert report.returncode == 0, report.stderr
+    assert "sharpening only" in report.stdout
+    assert (folder / "lab" / "reports" / "collapse" / "report.html").exists()
+
+    ui = subprocess.Popen([sys.executable, "-m", "dino_lab", "ui"], cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert ui.stdout is not None
+    link = next(line for line in ui.stdout if line.startswith("http"))
+    assert "?workflowType=machine_learning" in link
+    with urllib.request.urlopen(link.split("#")[0]) as page:
+        assert page.status == 200
+    ui.send_signal(signal.SIGTERM)
+    assert ui.wait() == 0
