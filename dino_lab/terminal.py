@@ -38,7 +38,7 @@ def following(out: Console) -> Iterator[Show]:
         yield _news()
         return
     with Live(console=out, transient=True, auto_refresh=False) as live:
-        yield lambda progress: live.update(_live_table(progress, out.height), refresh=True)
+        yield _InPlace(live)
 
 
 def plan_table(ablation: "Ablation", trials: "Sequence[TrialStatus]") -> Table:
@@ -98,6 +98,20 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+class _InPlace:
+    """Draws the table over the last one."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def __call__(self, progress: "Progress") -> None:
+        self._live.update(_live_table(progress, self._live.console.height), refresh=True)
+
+    def __reduce__(self) -> tuple[Callable[[], Show], tuple[()]]:
+        # Ray writes a copy of its callbacks, and so of this, to disk; a terminal cannot be copied, nor is one needed.
+        return _news, ()
 
 
 def _live_table(progress: "Progress", height: int) -> Table:
