@@ -5,7 +5,7 @@ from dino_lab.core.trial import Trial
 _SHAPES_CPU = {
     "epochs": 4,
     "batch_size": 32,
-    # Colour is the class. On the data set's own, busier backgrounds one seed of three had not learned it by then.
+    # Colour is the class, on quieter backgrounds than the data set's own; even so one seed of three is slow.
     "data.background_saturation": 0.0,
     "data.background_contrast": 0.4,
     "data.backgrounds_number": 4,
