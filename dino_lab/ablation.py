@@ -25,8 +25,18 @@ class Axis:
 
     @classmethod
     def over(cls, knob: str, values: Iterable[Any]) -> Axis:
-        """An axis over one knob, each level called by its value."""
-        return cls(knob, {value if isinstance(value, str) else json.dumps(value): {knob: value} for value in values})
+        """An axis over one knob, each level called by its value.
+
+        Raises:
+            KnobError: a value is given twice.
+        """
+        levels: dict[str, Changes] = {}
+        for value in values:
+            label = value if isinstance(value, str) else json.dumps(value)
+            if label in levels:
+                raise KnobError(f"axis {knob!r}: the value {label} is given twice")
+            levels[label] = {knob: value}
+        return cls(knob, levels)
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,14 @@ class Ablation:
         published: str | None = None,
         fixed: Changes | None = None,
     ) -> Ablation:
-        """Every combination of levels; the last axis varies fastest."""
+        """Every combination of levels; the last axis varies fastest.
+
+        Raises:
+            KnobError: two axes set the same knob.
+        """
+        for one, other in itertools.combinations(axes, 2):
+            if twice := _knobs(one) & _knobs(other):
+                raise KnobError(f"axes {one.name!r} and {other.name!r} both set {', '.join(sorted(twice))}")
         rows = []
         for levels in itertools.product(*(axis.levels for axis in axes)):
             chosen = dict(zip((axis.name for axis in axes), levels, strict=True))
@@ -106,14 +123,20 @@ class Ablation:
     ) -> list[LabelledTrial]:
         """Rows x seeds, all rows of the first seed first, so that a small table is complete early.
 
-        `overrides` change the baseline of every row; what a row sets itself stays.
+        `overrides` change the baseline of every row.
 
         Raises:
-            KnobError: naming the row, the knob and what is allowed.
+            KnobError: naming the row, the knob and what is allowed; an override of what a row sets itself would
+                make two rows the same, and a row's own seed would unpair it from the others.
         """
+        overrides = overrides or {}
+        for row in self.rows:
+            for knob in row.changes:
+                if knob == "seed" or knob in overrides:
+                    raise KnobError(f"{knob}: row {row.label!r} sets it itself, so it cannot be set for every row")
         labelled = []
         for seed in self.seeds if seeds is None else seeds:
-            start = baseline.but({**self.fixed, **(overrides or {}), "seed": seed})
+            start = baseline.but({**self.fixed, **overrides, "seed": seed})
             for index, row in enumerate(self.rows):
                 try:
                     trial = start.but(row.changes)
@@ -121,3 +144,7 @@ class Ablation:
                     raise KnobError(f"row {row.label!r}: {error}") from None
                 labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial))
         return labelled
+
+
+def _knobs(axis: Axis) -> set[str]:
+    return {knob for changes in axis.levels.values() for knob in changes}

@@ -114,12 +114,13 @@ def check_lab(lab: Path) -> None:
 
 
 def check_machine(trials: "Iterable[Trial]") -> None:
-    """What only libraries and machine know: the name of the network, and whether there is a GPU."""
+    """What only libraries and machine know: whether the network can be built, and whether there is a GPU."""
     import torch
 
     trials = list(trials)
-    for backbone in {trial.backbone.name: trial.backbone for trial in trials}.values():
-        backbone.check()
+    with torch.device("meta"):  # without its weights
+        for backbone, size in {(trial.backbone, trial.crops.global_crops_size) for trial in trials}:
+            backbone.build(size)
     if any(trial.runtime.device == "cuda" for trial in trials) and not torch.cuda.is_available():
         raise ValueError("runtime.device = 'cuda': torch finds no CUDA device here")
 

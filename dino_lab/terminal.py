@@ -109,10 +109,6 @@ class _InPlace:
     def __call__(self, progress: "Progress") -> None:
         self._live.update(_live_table(progress, self._live.console.height), refresh=True)
 
-    def __reduce__(self) -> tuple[Callable[[], Show], tuple[()]]:
-        # Ray writes a copy of its callbacks, and so of this, to disk; a terminal cannot be copied, nor is one needed.
-        return _news, ()
-
 
 def _live_table(progress: "Progress", height: int) -> Table:
     trials = progress.trials

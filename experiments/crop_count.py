@@ -3,7 +3,7 @@
 Expect: more local crops are better and cost time in proportion; two global crops alone are worst (paper, Table 8).
 
 Command: dino-lab run crop_count
-Cost: 12 trials on shapes_cpu, about 10 minutes on 2 cores.
+Cost: 12 trials on shapes_cpu, about 7 minutes on 2 cores.
 """
 
 from dino_lab.ablation import Ablation, Axis

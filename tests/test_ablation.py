@@ -85,11 +85,29 @@ def test_fixed_knobs_hold_for_every_row_and_the_row_has_the_last_word(smoke: Tri
     ]
 
 
-def test_overrides_change_the_baseline_of_every_row_and_leave_what_a_row_sets(smoke: Trial) -> None:
-    overrides = {"epochs": 1, "method.teacher_temp": 0.01}
-    trials = Ablation.one_at_a_time([TEMP], seeds=[0]).trials(smoke, overrides=overrides)
+def test_overrides_change_the_baseline_of_every_row(smoke: Trial) -> None:
+    trials = Ablation.one_at_a_time([TEMP], seeds=[0]).trials(smoke, overrides={"epochs": 1})
     assert {t.trial.epochs for t in trials} == {1}
-    assert [t.trial.method.teacher_temp for t in trials] == [0.01, 0.02, 0.04, 0.07]
+
+
+def test_an_override_of_what_a_row_sets_is_refused(smoke: Trial) -> None:
+    with pytest.raises(KnobError, match=r"method.teacher_temp: row '0.02' sets it itself"):
+        Ablation.one_at_a_time([TEMP]).trials(smoke, overrides={"method.teacher_temp": 0.01})
+
+
+def test_a_row_with_a_seed_of_its_own_is_refused(smoke: Trial) -> None:
+    with pytest.raises(KnobError, match="seed: row '7' sets it itself"):
+        Ablation.grid([Axis.over("seed", [7])]).trials(smoke)
+
+
+def test_a_value_given_twice_is_refused() -> None:
+    with pytest.raises(KnobError, match=r"'method.teacher_temp': the value 0.04 is given twice"):
+        Axis.over("method.teacher_temp", [0.04, 0.04])
+
+
+def test_two_axes_of_a_grid_that_set_one_knob_are_refused() -> None:
+    with pytest.raises(KnobError, match=r"'method.teacher_temp' and 'twin' both set method.teacher_temp"):
+        Ablation.grid([TEMP, Axis("twin", {"a": {"method.teacher_temp": 0.01}})])
 
 
 def test_rows_that_come_to_the_same_trial_share_its_identity(smoke: Trial) -> None:

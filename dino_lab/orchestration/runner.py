@@ -237,16 +237,24 @@ def _callback(watch: _Watch) -> Any:
     from ray import tune
 
     class Callback(tune.Callback):
+        watch: _Watch
+
+        def __getstate__(self) -> dict[str, Any]:
+            # Tune writes its callbacks to disk with its own state; a terminal cannot be, and nobody reads it back.
+            return {}
+
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-            watch.tick()
+            self.watch.tick()
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            watch.retries += 1
+            self.watch.retries += 1
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            watch.lost(trial.config["trial"], str(trial.get_error()))
+            self.watch.lost(trial.config["trial"], str(trial.get_error()))
 
-    return Callback()
+    callback = Callback()
+    callback.watch = watch
+    return callback
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dino_lab.core import records
 from dino_lab.core.settings import Settings
@@ -23,6 +23,15 @@ class Collapse(Settings):
     """KL / ln K below which the student has nothing left to learn from its teacher."""
     certain_steps: int = Field(default=40, ge=0)
     """Steps for which the bounds must be crossed without a break before the verdict is given."""
+
+    @model_validator(mode="after")
+    def _bounds_apart(self) -> "Collapse":
+        if self.one_prototype_entropy >= self.uniform_entropy:
+            raise ValueError(
+                f"collapse.one_prototype_entropy = {self.one_prototype_entropy}: "
+                f"must be below collapse.uniform_entropy = {self.uniform_entropy}"
+            )
+        return self
 
 
 @dataclass(frozen=True)

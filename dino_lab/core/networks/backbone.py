@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -37,38 +37,38 @@ class Backbone(Settings):
         found = re.search(r"patch(\d+)", self.name)
         return self.patch_size or (int(found[1]) if found else 16)
 
-    def check(self) -> None:
-        """Looks the name up in timm, which takes seconds to import.
+    def build(self, image_size: int) -> "VisionTransformer":
+        """Builds it for position embeddings of `image_size` pixels; crops of other sizes are interpolated to.
 
         Raises:
-            KnobError: the name is unknown to timm.
+            KnobError: timm does not know the name, it is no plain vision transformer, or its dimensions do not fit.
         """
-        import timm
+        import timm  # here, since it takes two seconds that planning a sweep need not wait for
 
         if not timm.is_model(self.name):
             near = difflib.get_close_matches(self.name, timm.list_models("*vit*"), n=3)
             raise KnobError(f"backbone.name = {self.name!r}: unknown to timm; did you mean {' or '.join(near)}?")
         if not timm.models.is_model_in_modules(self.name, {"vision_transformer", "deit"}):
             raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
-
-    def build(self, image_size: int) -> "VisionTransformer":
-        """Builds it for position embeddings of `image_size` pixels; crops of other sizes are interpolated to."""
-        import timm  # here, since it takes two seconds that planning a sweep need not wait for
-
-        self.check()
         chosen: dict[str, Any] = {"patch_size": self.patch_size, "embed_dim": self.embed_dim, "depth": self.depth}
         chosen["num_heads"] = self.num_heads
-        vit: Any = timm.create_model(
-            self.name,
-            pretrained=False,
-            num_classes=0,
-            img_size=image_size,
-            drop_path_rate=self.drop_path_rate,
-            **{name: value for name, value in chosen.items() if value is not None},
-        )
+        try:
+            vit: Any = timm.create_model(
+                self.name,
+                pretrained=False,
+                num_classes=0,
+                img_size=image_size,
+                drop_path_rate=self.drop_path_rate,
+                **{name: value for name, value in chosen.items() if value is not None},
+            )
+        except AssertionError as error:
+            raise KnobError(
+                f"backbone.embed_dim = {self.embed_dim}, backbone.num_heads = {self.num_heads}: {error}"
+            ) from None
         plain = type(vit).__name__ == "VisionTransformer"
         plain = plain and type(vit.norm_pre) is type(vit.patch_embed.norm) is nn.Identity
         plain = plain and {type(block).__name__ for block in vit.blocks} == {"Block"}
+        plain = plain and type(vit.blocks[0].attn.q_norm) is nn.Identity
         if (
             not plain
             or vit.cls_token is None
@@ -78,6 +78,10 @@ class Backbone(Settings):
         ):
             raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
         return VisionTransformer(vit)
+
+
+_Attention: TypeAlias = Callable[[Any, Tensor], Tensor]
+"""timm's attention module and tokens, to tokens."""
 
 
 class VisionTransformer(nn.Module):
@@ -102,8 +106,8 @@ class VisionTransformer(nn.Module):
         x = torch.cat([cls, patches.flatten(2).mT], dim=1) + self._position(*patches.shape[-2:])
         *blocks, last = self.vit.blocks
         for block in blocks:
-            x = self._block(block, x, queries_number=x.shape[1])
-        features: Tensor = self.vit.norm(self._block(last, x, queries_number=1))[:, 0]
+            x = self._block(block, x, x, _attention)
+        features: Tensor = self.vit.norm(self._block(last, x[:, :1], x, _cls_attention))[:, 0]
         return features
 
     def _position(self, height: int, width: int) -> Float[Tensor, "1 N D"]:
@@ -120,17 +124,19 @@ class VisionTransformer(nn.Module):
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
         return torch.cat([embedding[:, :1], grid.flatten(2).mT], dim=1)
 
-    def _block(self, block: Any, x: Float[Tensor, "B N D"], *, queries_number: int) -> Float[Tensor, "B Q D"]:
-        """A pre-norm block for the first tokens, which attend to all."""
+    def _block(
+        self, block: Any, x: Float[Tensor, "B Q D"], attended: Float[Tensor, "B N D"], attention: _Attention
+    ) -> Float[Tensor, "B Q D"]:
+        """A pre-norm block for the tokens x, which attend to all."""
 
-        def attend(x: Tensor) -> Tensor:
-            return block.ls1(_attention(block.attn, block.norm1(x), queries_number))  # type: ignore[no-any-return]
+        def attend(tokens: Tensor) -> Tensor:
+            return block.ls1(attention(block.attn, block.norm1(tokens)))  # type: ignore[no-any-return]
 
-        def feed_forward(x: Tensor) -> Tensor:
-            return block.ls2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
+        def feed_forward(tokens: Tensor) -> Tensor:
+            return block.ls2(block.mlp(block.norm2(tokens)))  # type: ignore[no-any-return]
 
         rate = getattr(block.drop_path1, "drop_prob", 0.0) if self.training else 0.0
-        x = _add_branch(x[:, :queries_number], attend, x, drop_rate=rate)
+        x = _add_branch(x, attend, attended, drop_rate=rate)
         return _add_branch(x, feed_forward, x, drop_rate=rate)
 
 
@@ -139,20 +145,27 @@ def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], branch_input: Ten
     if drop_rate == 0:
         return x + branch(branch_input)
     kept = (torch.rand(len(x), device=x.device) >= drop_rate).nonzero()[:, 0]
-    return x.index_add(0, kept, (branch(branch_input[kept]) / (1 - drop_rate)).to(x.dtype))
+    return x.index_add(0, kept, branch(branch_input.index_select(0, kept)).to(x.dtype), alpha=1 / (1 - drop_rate))
 
 
-def _attention(attn: Any, x: Float[Tensor, "B N D"], queries_number: int) -> Float[Tensor, "B Q D"]:
-    """Multi-head attention of the first tokens to all tokens: timm's weights, fewer queries."""
-    heads = (attn.num_heads, attn.head_dim)
-    q_weight, kv_weight = attn.qkv.weight.split((attn.attn_dim, 2 * attn.attn_dim))
-    q_bias, kv_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split((attn.attn_dim, 2 * attn.attn_dim))
-    if queries_number == x.shape[1]:
-        q, k, v = attn.qkv(x).unflatten(-1, (3, *heads)).permute(2, 0, 3, 1, 4)
-    else:
-        q = F.linear(x[:, :queries_number], q_weight, q_bias).unflatten(-1, heads).transpose(1, 2)
-        k, v = F.linear(x, kv_weight, kv_bias).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4)
-    q, k = attn.q_norm(q), attn.k_norm(k)
+def _attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+    """Multi-head attention of all tokens to all tokens, with timm's weights."""
+    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     # The one place where the form of attention is chosen.
     out = F.scaled_dot_product_attention(q, k, v) if x.is_cuda else (q * attn.scale @ k.mT).softmax(dim=-1) @ v
     return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _cls_attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D"]:
+    """Multi-head attention of the CLS token alone, which needs no key or value of any other token.
+
+    q . (W_k x) = (W_k^T q) . x, and the weighted sum of W_v x is W_v times the weighted sum of x. The bias of the
+    keys adds the same to all of a head's scores, so softmax forgets it.
+    """
+    weight = attn.qkv.weight.unflatten(0, (3, attn.num_heads, attn.head_dim))
+    bias = torch.zeros_like(weight[..., 0]) if attn.qkv.bias is None else attn.qkv.bias.view_as(weight[..., 0])
+    q = torch.einsum("bc,hdc->bhd", x[:, 0], weight[0]) + bias[0]
+    scores = torch.einsum("bhd,hdc->bhc", q * attn.scale, weight[1]) @ x.mT
+    means = scores.softmax(dim=-1) @ x
+    out = torch.einsum("bhc,hdc->bhd", means, weight[2]) + bias[2]
+    return attn.proj(out.flatten(1))[:, None]  # type: ignore[no-any-return]

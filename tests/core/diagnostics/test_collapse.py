@@ -5,6 +5,7 @@ import pytest
 
 from dino_lab.core import records
 from dino_lab.core.diagnostics.collapse import Collapse, Verdict
+from dino_lab.core.settings import KnobError
 
 K = 1024
 BOUNDS = Collapse(certain_steps=40)
@@ -96,3 +97,8 @@ def test_certainty_is_counted_in_steps_whatever_the_period_of_records(period: in
 def test_bounds_are_fractions_of_ln_k(state: tuple[float, float, float], kind: str) -> None:
     assert verdicts([state] * 5)[-1].kind == kind
     assert verdicts([state] * 5, out_dim=64)[-1].kind == kind
+
+
+def test_bounds_that_overlap_are_refused() -> None:
+    with pytest.raises(KnobError, match=r"one_prototype_entropy = 0.5: must be below collapse.uniform_entropy = 0.4"):
+        Collapse().but({"uniform_entropy": 0.4, "one_prototype_entropy": 0.5})

@@ -188,3 +188,8 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones() -> None:
 def test_a_network_that_would_be_run_wrongly_is_refused(name: str) -> None:
     with pytest.raises(KnobError, match="not a plain vision transformer"):
         tiny(name).build(32)
+
+
+def test_heads_that_do_not_divide_the_dimension_are_refused() -> None:
+    with pytest.raises(KnobError, match=r"backbone.embed_dim = 24, backbone.num_heads = 5: dim should be divisible"):
+        tiny("vit_tiny_patch16_224", num_heads=5).build(32)
