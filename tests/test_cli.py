@@ -2,7 +2,6 @@ import importlib
 import io
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -261,7 +260,6 @@ def test_live_table_fits_the_terminal_and_tells_of_retries_and_of_mlflow() -> No
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, height=12)
     trials = (*(_trial("finished") for _ in range(30)), _trial("running", epoch=2.0, entropy_fraction=0.5))
     with terminal.following(screen) as show:
-        pickle.dumps(show)  # Ray does
         show(Progress(trials, mirror_error="server is down", retries=2))
     drawn = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "2.0/8" in drawn

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 from dino_lab.ablation import LabelledTrial
 from dino_lab.core.records import ENTROPY_FRACTION, KNN, LOSS, Record
 from dino_lab.core.trial import Trial
-from dino_lab.orchestration.runner import run
+from dino_lab.orchestration.runner import Progress, run
 
 STEPS = 8
 CHECKPOINT_PERIOD = 3
@@ -66,6 +67,13 @@ def main() -> None:
     parser.add_argument("--dies-once-at", type=int)
     parser.add_argument("--cpus", type=int, default=1)
     arguments = parser.parse_args()
+    terminal = threading.RLock()
+
+    def show(progress: Progress) -> None:
+        """Holds what cannot be copied, as a live table does: Tune writes its callbacks to disk."""
+        with terminal:
+            pass
+
     try:
         summary = run(
             [
@@ -81,6 +89,7 @@ def main() -> None:
             baseline_row="row 0",
             published=None,
             lab=arguments.lab,
+            on_progress=show,
             train=functools.partial(
                 fake_train, step_seconds=arguments.step_seconds, dies_once_at=arguments.dies_once_at
             ),

@@ -149,11 +149,19 @@ def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], branch_input: Ten
 
 
 def _attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-    """Multi-head attention of all tokens to all tokens, with timm's weights."""
-    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-    # The one place where the form of attention is chosen.
-    out = F.scaled_dot_product_attention(q, k, v) if x.is_cuda else (q * attn.scale @ k.mT).softmax(dim=-1) @ v
-    return attn.proj(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    """Multi-head attention of all tokens to all tokens, with timm's weights. The one place where its form is chosen.
+
+    On CPU head by head: a head's q, k and v are views that a batched product takes as they are, while all heads at once
+    would be copied, forward and backward; the fused kernel's backward is slower there.
+    """
+    number = attn.num_heads
+    tokens = attn.qkv(x).unflatten(-1, (3 * number, attn.head_dim))
+    if x.is_cuda:
+        out = F.scaled_dot_product_attention(*tokens.transpose(1, 2).split(number, dim=1)).transpose(1, 2).flatten(2)
+    else:
+        heads = zip(*(part.unbind(2) for part in tokens.split(number, dim=2)), strict=True)
+        out = torch.cat([(q * attn.scale @ k.mT).softmax(dim=-1) @ v for q, k, v in heads], dim=-1)
+    return attn.proj(out)  # type: ignore[no-any-return]
 
 
 def _cls_attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D"]:
