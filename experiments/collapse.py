@@ -4,7 +4,7 @@ Expect: without centring the teacher's entropy falls to 0 (one prototype), witho
 (uniform), and KL goes to 0 in both; with both operations neither happens (paper, Section 5.3 and Figure 7).
 
 Command: dino-lab run collapse
-Cost: 9 trials on shapes_cpu, 7 minutes on 2 cores.
+Cost: 9 trials on shapes_cpu, 5 minutes on 2 cores.
 """
 
 from dino_lab.ablation import Ablation, Axis
