@@ -287,6 +287,9 @@ def _run(
             asking.check_machine(each.trial for each in asked.labelled)
         from dino_lab.orchestration import runner
 
+        if not quiet:
+            # Said first: who loses the machine, or Ray's own processes, gets no last word.
+            out.print("whatever stops this, the same command again goes on where each trial was")
         with contextlib.nullcontext(lambda progress: None) if quiet else terminal.following(out) as show:
             summary = runner.run(
                 asked.labelled,
