@@ -2,9 +2,11 @@
 
 Both train timm's ViT (32 px, patch 4, dim 192, depth 6) with the reference's head (K 4096), 2 + 6 crops and batches
 of 64, from the same images. lightly's recipe is that of its documentation: its transform in loader processes, its
-head, loss and momentum update, torch's AdamW. Each side has all processors, in the way that serves it best.
+head, loss and momentum update, torch's AdamW. Each side has all processors that this process may use, in the way
+that serves it best; a trial of a sweep has one.
 
     python benchmarks/training.py [--rounds 3] [--steps 12] [--precision f32]
+    taskset -c 0 python benchmarks/training.py
 """
 
 import argparse
@@ -121,7 +123,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     arguments = parser.parse_args()
-    processors = os.cpu_count() or 1
+    processors = len(os.sched_getaffinity(0))
     torch.set_num_threads(processors)
     with tempfile.TemporaryDirectory() as folder:
         settings = trial(steps=arguments.steps, precision=arguments.precision, loader_workers=0)
