@@ -3,21 +3,24 @@
 Both train timm's ViT (32 px, patch 4, dim 192, depth 6) with the reference's head (K 4096), 2 + 6 crops and batches
 of 64, from the same images. lightly's recipe is that of its documentation: its transform in loader processes, its
 head, loss and momentum update, torch's AdamW. Each side has all processors that this process may use, in the way
-that serves it best; a trial of a sweep has one.
+that serves it best; a trial of a sweep has one. Each turn is a process of its own, so that nothing of one side (its
+loader's processes, which work ahead) runs in the other's time.
 
-    python benchmarks/training.py [--rounds 3] [--steps 12] [--precision f32]
+    python benchmarks/training.py [--rounds 3] [--steps 12]
     taskset -c 0 python benchmarks/training.py
 """
 
 import argparse
 import copy
 import datetime
+import multiprocessing
 import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import timm
@@ -36,7 +39,7 @@ from dino_lab.core.trial import Trial
 BATCH, IMAGES = 64, 4096
 
 
-def trial(*, steps: int, precision: str, loader_workers: int) -> Trial:
+def trial(*, steps: int, precision: str, data_dir: Path) -> Trial:
     return Trial().but(
         {
             "precision": precision,
@@ -54,16 +57,18 @@ def trial(*, steps: int, precision: str, loader_workers: int) -> Trial:
             "head.out_dim": 4096,
             "evals.knn.bank_images": 64,
             "runtime.log_period_steps": steps,
-            "runtime.loader_workers": loader_workers,
+            "runtime.data_dir": str(data_dir),
         }
     )
 
 
-def ours(settings: Trial, workdir: Path) -> Iterator[float]:
+def ours(settings: Trial, *, steps: int) -> Iterator[float]:
     """Images/s of each stretch of steps; evaluations are not timed."""
-    for record in train(settings, workdir=workdir):
-        if record.step:
-            yield record.values[IMAGES_PER_SECOND]
+    assert settings.runtime.log_period_steps == steps
+    with tempfile.TemporaryDirectory() as workdir:
+        for record in train(settings, workdir=Path(workdir)):
+            if record.step:
+                yield record.values[IMAGES_PER_SECOND]
 
 
 class Pictures(Dataset):  # type: ignore[type-arg]
@@ -80,8 +85,10 @@ class Pictures(Dataset):  # type: ignore[type-arg]
         return self.transform(Image.fromarray(self.images[index]))
 
 
-def lightly(settings: Trial, images: torch.Tensor, *, steps: int, workers: int) -> Iterator[float]:
+def lightly(settings: Trial, *, steps: int) -> Iterator[float]:
     """Images/s of each stretch of steps of lightly's recipe."""
+    assert settings.runtime.data_dir
+    images = settings.data.build("train", Path(settings.runtime.data_dir)).images
     backbone = timm.create_model(
         settings.backbone.name,
         num_classes=0,
@@ -97,7 +104,7 @@ def lightly(settings: Trial, images: torch.Tensor, *, steps: int, workers: int) 
     deactivate_requires_grad(teacher)
     criterion = DINOLoss(output_dim=4096, warmup_teacher_temp_epochs=5)
     optimizer = torch.optim.AdamW(student.parameters(), lr=0.0005)
-    loader = DataLoader(Pictures(images), BATCH, shuffle=True, drop_last=True, num_workers=workers)
+    loader = DataLoader(Pictures(images), BATCH, shuffle=True, drop_last=True, num_workers=torch.get_num_threads())
     started = done = 0.0
     while True:
         for views in loader:
@@ -117,30 +124,48 @@ def lightly(settings: Trial, images: torch.Tensor, *, steps: int, workers: int) 
                 started = done = 0.0
 
 
+SIDES = {
+    "dino_lab f32": (ours, "f32"),
+    "lightly f32": (lightly, "f32"),
+    "dino_lab bf16": (ours, "bf16"),
+    "lightly bf16": (lightly, "bf16"),
+}
+
+
+def turn(side: str, data_dir: Path, *, steps: int) -> float:
+    """Images/s of one side over `steps` steps, after as many to warm up."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    train_side, precision = SIDES[side]
+    rates = train_side(trial(steps=steps, precision=precision, data_dir=data_dir), steps=steps)
+    next(rates)
+    return next(rates)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     arguments = parser.parse_args()
-    processors = len(os.sched_getaffinity(0))
-    torch.set_num_threads(processors)
+    bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    sides = [side for side in SIDES if bf16 or "bf16" not in side]
+    rounds = []
     with tempfile.TemporaryDirectory() as folder:
-        settings = trial(steps=arguments.steps, precision=arguments.precision, loader_workers=0)
-        images = settings.data.build("train", Path(folder) / "data").images
-        sides = {
-            "dino_lab": ours(settings, Path(folder)),
-            "lightly": lightly(settings, images, steps=arguments.steps, workers=processors),
-        }
-        for rate in sides.values():
-            next(rate)  # warm-up
-        rounds = [{name: next(rate) for name, rate in sides.items()} for _ in range(arguments.rounds)]
-    print(f"{datetime.date.today()}, {platform.machine()}, {processors} processors, {arguments.precision}\n")
-    print("| round | dino_lab images/s | lightly images/s | ratio |\n|---|---|---|---|")
-    ratios = [each["dino_lab"] / each["lightly"] for each in rounds]
-    for i, (each, ratio) in enumerate(zip(rounds, ratios, strict=True)):
-        print(f"| {i + 1} | {each['dino_lab']:.1f} | {each['lightly']:.1f} | {ratio:.2f} |")
-    print(f"\nmedian ratio {statistics.median(ratios):.2f}")
+        for _ in range(arguments.rounds):
+            rates = {}
+            for side in sides:
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                    rates[side] = pool.submit(turn, side, Path(folder), steps=arguments.steps).result()
+            rounds.append(rates)
+    processors = len(os.sched_getaffinity(0))
+    print(f"{datetime.date.today()}, {platform.machine()}, {processors} processors, images/s\n")
+    print(f"| round | {' | '.join(sides)} |\n|{'---|' * (len(sides) + 1)}")
+    for i, rates in enumerate(rounds):
+        print(f"| {i + 1} | {' | '.join(f'{rates[side]:.1f}' for side in sides)} |")
+    print()
+    for ours_side in (side for side in sides if "dino_lab" in side):
+        for theirs in (side for side in sides if "lightly" in side):
+            ratios = [rates[ours_side] / rates[theirs] for rates in rounds]
+            print(f"{ours_side} / {theirs}: median {statistics.median(ratios):.2f}")
 
 
 if __name__ == "__main__":
