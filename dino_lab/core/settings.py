@@ -7,8 +7,8 @@ are made: a variant is `settings.but({"method.teacher_temp": 0.06})`, which vali
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Self, TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -44,7 +44,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            raise KnobError(_explain(error, set(cls().flat()))) from None
+            raise KnobError(_explain(error, cls.knobs())) from None
 
     def but(self, changes: Mapping[str, Any]) -> Self:
         """These settings with some knobs changed, everything validated again.
@@ -55,27 +55,29 @@ class Settings(BaseModel):
             KnobError: naming every wrong knob, its value and what is allowed.
         """
         values = self.model_dump(mode="json")
-        known = set(self.flat())
         wrong: list[str] = []
-        # `kind` first: the other changes of that section are meant for the new kind.
-        for path, value in sorted(changes.items(), key=lambda item: not item[0].endswith("kind")):
+        # Kinds first, outer ones before inner ones: the other changes of a section are meant for its new kind.
+        for path, value in sorted(changes.items(), key=lambda item: _place(item[0])):
             *sections, name = path.split(".")
-            node: Any = values
-            for section in sections:
-                node = node.get(section) if isinstance(node, dict) else None
+            node, variants = _section(type(self), values, sections)
             if not isinstance(node, dict):
-                wrong.append(f"unknown knob {path!r}{_did_you_mean(path, known)}")
+                wrong.append(f"unknown knob {path!r}{_did_you_mean(path, self.knobs())}")
             elif name == "kind" and node.get("kind") != value:
                 node.clear()
-                node["kind"] = value
+                node.update(_of_kind(variants, value))
             else:
                 node[name] = value
         if wrong:
             raise KnobError("\n".join(wrong))
-        try:
-            return type(self).model_validate_json(json.dumps(values))
-        except ValidationError as error:
-            raise KnobError(_explain(error, known)) from None
+        return self.of(values)
+
+    @classmethod
+    def knobs(cls) -> set[str]:
+        """The dotted paths of all knobs of all kinds."""
+        known = set()
+        for name, variants in _sections(cls).items():
+            known |= {f"{name}.{knob}" for variant in variants for knob in variant.knobs()} or {name}
+        return known
 
     def flat(self) -> dict[str, Knob]:
         """Every knob by its dotted path, in the order of the files; values as in JSON."""
@@ -86,6 +88,47 @@ class Settings(BaseModel):
         """Ten hexadecimal digits of a hash of the whole resolved settings, runtime left out."""
         values = self.model_dump(mode="json", exclude=set(self.not_identity))
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _sections(settings: type[Settings]) -> dict[str, tuple[type[Settings], ...]]:
+    """The Settings classes that each field may hold: several for a union of kinds, none for a plain knob."""
+    return {
+        name: tuple(
+            variant
+            for variant in get_args(field.annotation) or (field.annotation,)
+            if isinstance(variant, type) and issubclass(variant, Settings)
+        )
+        for name, field in settings.model_fields.items()
+    }
+
+
+def _section(root: type[Settings], values: Any, path: Sequence[str]) -> tuple[Any, tuple[type[Settings], ...]]:
+    """What stands at a path, and the classes that it may be of; not a dict if the path leads to no section."""
+    variants: tuple[type[Settings], ...] = (root,)
+    for name in path:
+        if not isinstance(values, dict):
+            break
+        present = [each for each in variants if len(variants) == 1 or _kind(each) == values["kind"]]
+        variants = tuple(variant for each in present for variant in _sections(each).get(name, ()))
+        values = values.get(name)
+    return values, variants
+
+
+def _of_kind(variants: Iterable[type[Settings]], kind: Any) -> dict[str, Any]:
+    """What a section holds when it has just become this kind; the bare kind if it may not, for validation to refuse."""
+    for variant in variants:
+        if _kind(variant) == kind:
+            return variant.model_construct().model_dump(mode="json")
+    return {"kind": kind}
+
+
+def _kind(variant: type[Settings]) -> Any:
+    return variant.model_fields["kind"].default
+
+
+def _place(path: str) -> tuple[bool, int]:
+    """Where a change is in turn: kinds before other knobs, outer ones before inner ones."""
+    return not path.endswith("kind"), path.count(".")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Knob]]:
@@ -107,10 +150,16 @@ def _did_you_mean(path: str, known: set[str]) -> str:
 def _explain(error: ValidationError, known: set[str]) -> str:
     lines = []
     for problem in error.errors(include_url=False):
-        parts = [str(part) for part in problem["loc"]]
-        # pydantic puts the tag of a union into the path: data.shapes.noise.
-        path = ".".join(part for i, part in enumerate(parts) if ".".join([*parts[:i], "kind"]) not in known or i == 0)
-        if problem["type"] == "extra_forbidden":
+        path, kind = "", ""
+        for part in map(str, problem["loc"]):
+            # pydantic puts the tag of a union into the path: data.shapes.noise.
+            if f"{path}.kind" in known and not kind.startswith(f"{path}.kind"):
+                kind = f"{path}.kind = {part!r}"
+            else:
+                path = f"{path}.{part}" if path else part
+        if problem["type"] == "extra_forbidden" and path in known:
+            lines.append(f"{path}: no knob of {kind}")
+        elif problem["type"] == "extra_forbidden":
             lines.append(f"unknown knob {path!r}{_did_you_mean(path, known)}")
         elif problem["type"] == "value_error":
             lines.append(str(problem["ctx"]["error"]))

@@ -29,6 +29,21 @@ class Inner(Settings):
         return value
 
 
+class Plain(Settings):
+    kind: Literal["plain"] = "plain"
+    shape: Annotated[Round | Square, Field(discriminator="kind")] = Round(radius=3.0)
+
+
+class Fancy(Settings):
+    kind: Literal["fancy"] = "fancy"
+    number: int = 7
+    shape: Annotated[Square | Round, Field(discriminator="kind")] = Square(side=4.0)
+
+
+class Nested(Settings):
+    style: Annotated[Plain | Fancy, Field(discriminator="kind")] = Plain()
+
+
 class Machine(Settings):
     cpus: int = 1
 
@@ -99,6 +114,24 @@ def test_the_same_kind_again_keeps_its_knobs() -> None:
     assert BASE.but({"shape.radius": 9.0}).but({"shape.kind": "round"}).shape == Round(radius=9.0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"style.kind": "fancy"}, Fancy()),
+        ({"style.shape.side": 9.0, "style.kind": "fancy"}, Fancy(shape=Square(side=9.0))),
+        ({"style.shape.kind": "round", "style.kind": "fancy", "style.number": 1}, Fancy(number=1, shape=Round())),
+        ({"style.shape.radius": 2.0}, Plain(shape=Round(radius=2.0))),
+    ],
+)
+def test_kinds_within_kinds_start_from_the_defaults_of_the_outer_one(changes: dict[str, Any], expected: Any) -> None:
+    assert Nested().but(changes).style == expected
+
+
+def test_the_knobs_of_every_kind_are_known() -> None:
+    shape = {"style.shape.kind", "style.shape.radius", "style.shape.side"}
+    assert Nested.knobs() == {"style.kind", "style.number"} | shape
+
+
 # ----------------------------------------------------------------------------------------------------- errors
 
 
@@ -108,6 +141,7 @@ def test_the_same_kind_again_keeps_its_knobs() -> None:
         ({"shape.radus": 1.0}, ["unknown knob 'shape.radus'; did you mean 'shape.radius'?"]),
         ({"inner.tmp": 1.0}, ["unknown knob 'inner.tmp'; did you mean 'inner.temp'?"]),
         ({"temp": 1.0}, ["unknown knob 'temp'; did you mean 'inner.temp'?"]),
+        ({"shape.side": 1.0}, ["shape.side: no knob of shape.kind = 'round'"]),
         ({"shape.temp": 1.0}, ["unknown knob 'shape.temp'; did you mean 'inner.temp'?"]),
         ({"iner.temp": 1.0}, ["unknown knob 'iner.temp'; did you mean 'inner.temp'?"]),
         ({"inner.temp.x": 1.0}, ["unknown knob 'inner.temp.x'; did you mean 'inner.temp'?"]),
