@@ -181,7 +181,7 @@ def _explained(trials: pd.DataFrame) -> list[Line2D]:
 
 def _draw_uniform(axes: Axes, trials: pd.DataFrame) -> None:
     # A method without prototypes has no such knob.
-    for out_dim in sorted(trials.get("param:head.out_dim", pd.Series(dtype=float)).dropna().unique()):
+    for out_dim in sorted(trials.get("param:method.head.out_dim", pd.Series(dtype=float)).dropna().unique()):
         _draw_level(axes, math.log(out_dim), f"ln {out_dim:.0f}")
 
 

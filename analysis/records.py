@@ -21,7 +21,7 @@ import pandera.pandas as pa
 from dino_lab.core import records as names
 
 STATES = ("waiting", "running", "interrupted", "finished", "diverged", "failed")
-VERDICTS = ("none", "uniform", "one_prototype")
+VERDICTS = ("none", "uniform", "one_prototype", "constant")
 
 CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, names.PIXELS_KNN)
 """Metrics whose whole course is read, beside those of the factors; of all others `trials` holds the last value."""

@@ -89,6 +89,7 @@ def html(sweep: Sweep, shown: Mapping[str, tables.Table], drawn: Mapping[str, by
         shown=shown,
         images=images,
         counts=summary.counts(sweep.trials).sum(),
+        collapses=summary.COLLAPSES,
         states=_states(sweep.trials),
         settings=_settings(sweep),
         varied=_varied(sweep),

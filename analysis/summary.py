@@ -1,6 +1,6 @@
 """Trials -> numbers of each row: counts, verdicts, onsets, means with intervals, paired differences.
 
-Every planned seed of a row is counted in exactly one of none, uniform, one_prototype (how it finished), diverged
+Every planned seed of a row is counted in exactly one of none and the kinds of collapse (how it finished), diverged
 and missing. A collapsed trial's k-NN is a value like any other; a trial that did not finish has no final value.
 """
 
@@ -15,6 +15,7 @@ from analysis.records import VERDICTS
 CONFIDENCE = 0.95
 
 COUNTS = [*VERDICTS, "diverged", "missing"]
+COLLAPSES = [verdict for verdict in VERDICTS if verdict != "none"]
 
 
 def rows(trials: pd.DataFrame) -> list[str]:
@@ -47,9 +48,10 @@ def onsets(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def means(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """By row: n, mean and half-width of the interval of a metric's final values."""
+    """By row: n, mean and half-width of the interval of a metric's final values; n is 0 where no trial has it."""
     finished = final(trials)
-    return _intervals({row: finished.loc[finished["row"] == row, metric] for row in rows(trials)})
+    values = finished.get(metric, pd.Series(np.nan, index=finished.index))
+    return _intervals({row: values[finished["row"] == row] for row in rows(trials)})
 
 
 def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.DataFrame:

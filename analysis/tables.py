@@ -189,7 +189,7 @@ def _best(table: pd.DataFrame, columns: dict[str, str]) -> dict[str, list[int]]:
 
 def _marked(labels: list[str], counts: pd.DataFrame) -> list[str]:
     """Row labels with a mark for rows with a collapsed and rows with a diverged trial."""
-    collapsed = counts[["uniform", "one_prototype"]].sum(axis="columns") > 0
+    collapsed = counts[summary.COLLAPSES].sum(axis="columns") > 0
     diverged = counts["diverged"] > 0
     return [
         label + (f" {COLLAPSED}" if collapsed[label] else "") + (f" {DIVERGED}" if diverged[label] else "")

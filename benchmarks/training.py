@@ -54,7 +54,7 @@ def trial(*, steps: int, precision: str, data_dir: Path) -> Trial:
             "backbone.name": "vit_tiny_patch16_224",
             "backbone.patch_size": 4,
             "backbone.depth": 6,
-            "head.out_dim": 4096,
+            "method.head.out_dim": 4096,
             "evals.knn.bank_images": 64,
             "runtime.log_period_steps": steps,
             "runtime.data_dir": str(data_dir),

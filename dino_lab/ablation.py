@@ -16,6 +16,32 @@ if TYPE_CHECKING:
 Changes = Mapping[str, Any]
 
 
+class Like(str):
+    """In place of a value: the baseline's value of the knob with this path, so that a level fits every scale.
+
+    A number may be multiplied; a whole one stays whole.
+    """
+
+    times: float
+
+    def __new__(cls, knob: str, *, times: float = 1.0) -> Like:
+        like = super().__new__(cls, knob)
+        like.times = times
+        return like
+
+    @property
+    def meaning(self) -> str:
+        return f"the baseline's {self}" + (f" x {self.times:g}" if self.times != 1.0 else "")
+
+
+class TrialOf(str):
+    """In place of a value: the id of the trial of the row with this label and the same seed, which comes earlier."""
+
+    @property
+    def meaning(self) -> str:
+        return f"the trial of {self}"
+
+
 @dataclass(frozen=True)
 class Axis:
     """A name and its levels: what a level is called in tables, and the knobs that it sets together."""
@@ -137,13 +163,33 @@ class Ablation:
         labelled = []
         for seed in self.seeds if seeds is None else seeds:
             start = baseline.but({**self.fixed, **overrides, "seed": seed})
+            values, ids = start.flat(), dict[str, str]()
             for index, row in enumerate(self.rows):
                 try:
-                    trial = start.but(row.changes)
+                    trial = start.but({knob: _resolved(value, values, ids) for knob, value in row.changes.items()})
                 except KnobError as error:
                     raise KnobError(f"row {row.label!r}: {error}") from None
+                ids[row.label] = trial.identity
                 labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial))
         return labelled
+
+
+def _resolved(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
+    if isinstance(value, Like):
+        if value not in baseline:
+            raise KnobError(f"like {str(value)!r}: the baseline has no such knob")
+        found = baseline[value]
+        return found if value.times == 1.0 else type(found)(found * value.times)
+    if isinstance(value, TrialOf):
+        if value not in ids:
+            raise KnobError(f"trial of row {str(value)!r}: no row before it has this label")
+        return ids[value]
+    return value
+
+
+def meaning(value: Any) -> str:
+    """How a level's value is shown: as `--set` takes it, or what it stands for."""
+    return value.meaning if isinstance(value, Like | TrialOf) else json.dumps(value)
 
 
 def _knobs(axis: Axis) -> set[str]:

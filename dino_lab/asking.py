@@ -85,7 +85,7 @@ def parse_changes(changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         knob, equals, text = change.partition("=")
         if not knob or not equals:
-            raise ValueError(f"--set {change!r}: must be knob=value, as in --set method.teacher_temp=0.06")
+            raise ValueError(f"--set {change!r}: must be knob=value, as in --set method.loss.teacher_temp=0.06")
         try:
             overrides[knob] = json.loads(text)
         except json.JSONDecodeError:
@@ -111,6 +111,17 @@ def check_lab(lab: Path) -> None:
         raise ValueError(f"--lab {lab}: {'there is no folder' if folder != lab else 'not a folder:'} {folder}")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--lab {lab}: cannot be written to")
+
+
+def find_trial(trial_id: str, lab: Path) -> "Trial":
+    """The settings of a trial that was run in this lab."""
+    folder = lab / "trials"
+    known = sorted(path.parent.name for path in folder.glob("*/trial.json"))
+    if trial_id not in known:
+        raise ValueError(_unknown("trial", trial_id, known) if known else f"no trials in {folder}")
+    from dino_lab.core.trial import Trial
+
+    return Trial.of(json.loads((folder / trial_id / "trial.json").read_text()))
 
 
 def check_machine(trials: "Iterable[Trial]") -> None:

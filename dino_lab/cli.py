@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 
 import typer
 from rich.console import Console
@@ -26,6 +26,8 @@ from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
 
 if TYPE_CHECKING:
     from dino_lab.orchestration.runner import Summary
+
+Form: TypeAlias = Literal["timm", "official"]
 
 OFFLINE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -102,7 +104,12 @@ def plan(
     ended = [trial.seconds for trial in trials if trial.seconds and trial.trial_id not in left]
     seconds = sum(ended) / len(ended) * len(left) if ended else None
     if as_json:
-        rows = [{"row": row.label, "changes": dict(row.changes)} for row in asked.ablation.rows]
+        # Values that stand for others as they are with the first seed.
+        knobs = {each.row: each.trial.flat() for each in reversed(asked.labelled)}
+        rows = [
+            {"row": row.label, "changes": {knob: knobs[row.label][knob] for knob in row.changes}}
+            for row in asked.ablation.rows
+        ]
         work = {"left": len(left), "seconds_left": seconds}
         _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
         return
@@ -224,6 +231,36 @@ def ui(
         out.print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", soft_wrap=True)
         out.print("Ctrl-C stops it")
         server.wait()
+
+
+@app.command()
+def export(
+    trial_id: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, as in `plan`.", show_default=False)],
+    form: Annotated[
+        Form, typer.Option("--format", help="A folder that timm loads, or a checkpoint as the reference writes it.")
+    ] = "timm",
+    to: Annotated[
+        Path | None, typer.Option(help="By default exports/TRIAL-FORMAT in the lab.", show_default=False)
+    ] = None,
+    lab: Lab = DEFAULT_LAB,
+) -> None:
+    """Write a trial's networks for use elsewhere; the teacher's, or the student's if it has no teacher."""
+    with _told():
+        trial = asking.find_trial(trial_id, lab)
+        from dino_lab.core.export import export
+        from dino_lab.orchestration.folder import TrialFolder
+
+        folder = TrialFolder(lab, trial_id)
+        suffix = "" if form == "timm" else ".pth"
+        target = to or lab / "exports" / f"{trial_id}-{form}{suffix}"
+        try:
+            files = export(trial, folder.checkpoint, target, form=form)
+        except RuntimeError as error:
+            _fail(str(error))
+    if folder.state() != "finished":
+        out.print(f"the trial is {folder.state()}: these are the networks of its last checkpoint")
+    for path in files:
+        print(path)
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """What the commands show: tables and lines of trials and records, live while they change."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -43,10 +42,12 @@ def following(out: Console) -> Iterator[Show]:
 
 def plan_table(ablation: "Ablation", trials: "Sequence[TrialStatus]") -> Table:
     """A row of the ablation a line: what it changes, and its trials."""
+    from dino_lab.ablation import meaning  # here, since --help need not wait for pydantic
+
     seeds = dict.fromkeys(trial.seed for trial in trials)
     table = Table("row", "changes", *(f"seed {seed}" for seed in seeds), box=None)
     for row in ablation.rows:
-        changes = "\n".join(f"{knob} = {json.dumps(value)}" for knob, value in row.changes.items()) or "-"
+        changes = "\n".join(f"{knob} = {meaning(value)}" for knob, value in row.changes.items()) or "-"
         table.add_row(row.label, changes, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
     return table
 

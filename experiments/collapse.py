@@ -15,8 +15,8 @@ ABLATION = Ablation.grid(
             "operations",
             {
                 "both": {},
-                "centring only": {"method.sharpening": False},
-                "sharpening only": {"method.centering": False},
+                "centring only": {"method.loss.sharpening": False},
+                "sharpening only": {"method.operation.kind": "none"},
             },
         )
     ],

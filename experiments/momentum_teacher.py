@@ -11,7 +11,7 @@ from dino_lab.ablation import Ablation, Axis
 
 
 def _cosine(start: float, end: float) -> dict[str, float]:
-    return {"teacher.momentum_teacher": start, "teacher.momentum_teacher_end": end}
+    return {"method.teacher.momentum_teacher": start, "method.teacher.momentum_teacher_end": end}
 
 
 ABLATION = Ablation.one_at_a_time(

@@ -1,18 +1,18 @@
 import pytest
 
-from dino_lab.ablation import Ablation, Axis
+from dino_lab.ablation import Ablation, Axis, Like, TrialOf, meaning
 from dino_lab.core.settings import KnobError
 from dino_lab.core.trial import Trial
 
-TEMP = Axis.over("method.teacher_temp", [0.02, 0.04, 0.07])
-OPERATIONS = Axis("operations", {"both": {}, "centring only": {"method.sharpening": False}})
+TEMP = Axis.over("method.loss.teacher_temp", [0.02, 0.04, 0.07])
+OPERATIONS = Axis("operations", {"both": {}, "centring only": {"method.loss.sharpening": False}})
 
 
 def test_levels_over_a_knob_are_called_by_their_values() -> None:
     assert dict(TEMP.levels) == {
-        "0.02": {"method.teacher_temp": 0.02},
-        "0.04": {"method.teacher_temp": 0.04},
-        "0.07": {"method.teacher_temp": 0.07},
+        "0.02": {"method.loss.teacher_temp": 0.02},
+        "0.04": {"method.loss.teacher_temp": 0.04},
+        "0.07": {"method.loss.teacher_temp": 0.07},
     }
     assert list(Axis.over("k", [True, None, 2, "bf16", [0.1, 1.0]]).levels) == [
         "true",
@@ -28,9 +28,9 @@ def test_a_grid_has_every_combination_and_its_last_axis_varies_fastest() -> None
     assert [tuple(row.levels.values()) for row in rows] == [
         (operations, temp) for operations in ("both", "centring only") for temp in ("0.02", "0.04", "0.07")
     ]
-    assert rows[4].label == "operations centring only, method.teacher_temp 0.04"
-    assert rows[4].levels == {"operations": "centring only", "method.teacher_temp": "0.04"}
-    assert rows[4].changes == {"method.sharpening": False, "method.teacher_temp": 0.04}
+    assert rows[4].label == "operations centring only, method.loss.teacher_temp 0.04"
+    assert rows[4].levels == {"operations": "centring only", "method.loss.teacher_temp": "0.04"}
+    assert rows[4].changes == {"method.loss.sharpening": False, "method.loss.teacher_temp": 0.04}
 
 
 def test_rows_of_a_single_axis_are_called_by_their_level() -> None:
@@ -43,10 +43,10 @@ def test_one_at_a_time_is_the_baseline_and_each_level_alone() -> None:
     assert [(row.label, dict(row.changes)) for row in rows] == [
         ("baseline", {}),
         ("operations both", {}),
-        ("operations centring only", {"method.sharpening": False}),
-        ("method.teacher_temp 0.02", {"method.teacher_temp": 0.02}),
-        ("method.teacher_temp 0.04", {"method.teacher_temp": 0.04}),
-        ("method.teacher_temp 0.07", {"method.teacher_temp": 0.07}),
+        ("operations centring only", {"method.loss.sharpening": False}),
+        ("method.loss.teacher_temp 0.02", {"method.loss.teacher_temp": 0.02}),
+        ("method.loss.teacher_temp 0.04", {"method.loss.teacher_temp": 0.04}),
+        ("method.loss.teacher_temp 0.07", {"method.loss.teacher_temp": 0.07}),
     ]
     assert rows[2].levels == {"operations": "centring only"}
 
@@ -61,7 +61,7 @@ def test_all_rows_of_the_first_seed_come_first(smoke: Trial) -> None:
     assert [(trial.seed, trial.row_index, trial.row) for trial in trials] == [
         (seed, index, label) for seed in (5, 3) for index, label in enumerate(["0.02", "0.04", "0.07"])
     ]
-    assert [(t.trial.seed, t.trial.method.teacher_temp) for t in trials] == [
+    assert [(t.trial.seed, t.trial.method.loss.teacher_temp) for t in trials] == [
         (seed, temp) for seed in (5, 3) for temp in (0.02, 0.04, 0.07)
     ]
 
@@ -69,7 +69,7 @@ def test_all_rows_of_the_first_seed_come_first(smoke: Trial) -> None:
 def test_arms_differ_from_the_baseline_in_their_own_knobs_alone(smoke: Trial) -> None:
     for labelled in Ablation.grid([OPERATIONS, TEMP], seeds=[2]).trials(smoke):
         differs = {knob for knob, value in labelled.trial.flat().items() if value != smoke.flat()[knob]}
-        assert differs <= {"seed", "method.teacher_temp", "method.sharpening"}
+        assert differs <= {"seed", "method.loss.teacher_temp", "method.loss.sharpening"}
 
 
 def test_seeds_may_be_others_than_the_ablations(smoke: Trial) -> None:
@@ -78,8 +78,8 @@ def test_seeds_may_be_others_than_the_ablations(smoke: Trial) -> None:
 
 
 def test_fixed_knobs_hold_for_every_row_and_the_row_has_the_last_word(smoke: Trial) -> None:
-    ablation = Ablation.grid([OPERATIONS], seeds=[0], fixed={"method.sharpening": True, "optimizer.lr": 0.5})
-    assert [(t.trial.optimizer.lr, t.trial.method.sharpening) for t in ablation.trials(smoke)] == [
+    ablation = Ablation.grid([OPERATIONS], seeds=[0], fixed={"method.loss.sharpening": True, "optimizer.lr": 0.5})
+    assert [(t.trial.optimizer.lr, t.trial.method.loss.sharpening) for t in ablation.trials(smoke)] == [
         (0.5, True),
         (0.5, False),
     ]
@@ -91,8 +91,8 @@ def test_overrides_change_the_baseline_of_every_row(smoke: Trial) -> None:
 
 
 def test_an_override_of_what_a_row_sets_is_refused(smoke: Trial) -> None:
-    with pytest.raises(KnobError, match=r"method.teacher_temp: row '0.02' sets it itself"):
-        Ablation.one_at_a_time([TEMP]).trials(smoke, overrides={"method.teacher_temp": 0.01})
+    with pytest.raises(KnobError, match=r"method.loss.teacher_temp: row '0.02' sets it itself"):
+        Ablation.one_at_a_time([TEMP]).trials(smoke, overrides={"method.loss.teacher_temp": 0.01})
 
 
 def test_a_row_with_a_seed_of_its_own_is_refused(smoke: Trial) -> None:
@@ -101,13 +101,13 @@ def test_a_row_with_a_seed_of_its_own_is_refused(smoke: Trial) -> None:
 
 
 def test_a_value_given_twice_is_refused() -> None:
-    with pytest.raises(KnobError, match=r"'method.teacher_temp': the value 0.04 is given twice"):
-        Axis.over("method.teacher_temp", [0.04, 0.04])
+    with pytest.raises(KnobError, match=r"'method.loss.teacher_temp': the value 0.04 is given twice"):
+        Axis.over("method.loss.teacher_temp", [0.04, 0.04])
 
 
 def test_two_axes_of_a_grid_that_set_one_knob_are_refused() -> None:
-    with pytest.raises(KnobError, match=r"'method.teacher_temp' and 'twin' both set method.teacher_temp"):
-        Ablation.grid([TEMP, Axis("twin", {"a": {"method.teacher_temp": 0.01}})])
+    with pytest.raises(KnobError, match=r"'method.loss.teacher_temp' and 'twin' both set method.loss.teacher_temp"):
+        Ablation.grid([TEMP, Axis("twin", {"a": {"method.loss.teacher_temp": 0.01}})])
 
 
 def test_rows_that_come_to_the_same_trial_share_its_identity(smoke: Trial) -> None:
@@ -136,3 +136,53 @@ def test_a_wrong_override_is_refused(smoke: Trial, overrides: dict[str, float]) 
 def test_the_published_study_is_kept() -> None:
     assert Ablation.grid([TEMP], published="teacher_temperature").published == "teacher_temperature"
     assert Ablation.one_at_a_time([TEMP]).published is None
+
+
+# -------------------------------------------------------------------------------- values that are not written down
+
+
+def test_a_level_may_take_the_baselines_value_of_another_knob(smoke: Trial) -> None:
+    axis = Axis("embed_dim", {"as hidden_dim": {"backbone.embed_dim": Like("method.head.bottleneck_dim")}})
+    (row,) = Ablation.grid([axis], seeds=[0]).trials(
+        smoke.but({"backbone.num_heads": 2}), overrides={"method.head.bottleneck_dim": 6}
+    )
+    assert row.trial.backbone.embed_dim == 6
+
+
+def test_a_level_may_multiply_the_baselines_value(smoke: Trial) -> None:
+    axis = Axis(
+        "times", {"1.5": {"epochs": Like("epochs", times=1.5), "optimizer.lr": Like("optimizer.lr", times=0.5)}}
+    )
+    (row,) = Ablation.grid([axis], seeds=[0]).trials(smoke.but({"epochs": 3, "optimizer.lr": 0.1}))
+    assert (row.trial.epochs, row.trial.optimizer.lr) == (4, 0.05)
+
+
+def test_a_level_may_need_the_trial_of_a_row_before_it_with_the_same_seed(smoke: Trial) -> None:
+    frozen = {"method.teacher.kind": "frozen", "method.teacher.checkpoint": TrialOf("cold")}
+    axis = Axis("teacher", {"warm": {}, "cold": {"method.loss.teacher_temp": 0.02}, "frozen": frozen})
+    trials = Ablation.grid([axis], seeds=[0, 1]).trials(smoke)
+    ids = {(each.row, each.seed): each.trial.identity for each in trials}
+    assert [each.trial.method.teacher.checkpoint for each in trials if each.row == "frozen"] == [
+        ids["cold", 0],
+        ids["cold", 1],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (TrialOf("later"), "row 'first': trial of row 'later': no row before it has this label"),
+        (Like("method.depth"), "row 'first': like 'method.depth': the baseline has no such knob"),
+    ],
+)
+def test_a_value_that_stands_for_nothing_is_refused(value: str, message: str, smoke: Trial) -> None:
+    axis = Axis("axis", {"first": {"backbone.name": value}, "later": {}})
+    with pytest.raises(KnobError, match=message):
+        Ablation.grid([axis]).trials(smoke)
+
+
+def test_what_a_value_stands_for_is_said() -> None:
+    assert meaning(Like("epochs", times=0.5)) == "the baseline's epochs x 0.5"
+    assert meaning(Like("method.head.out_dim")) == "the baseline's method.head.out_dim"
+    assert meaning(TrialOf("supervised")) == "the trial of supervised"
+    assert [meaning(value) for value in ("mse", 0.04, None, [1, 2])] == ['"mse"', "0.04", "null", "[1, 2]"]

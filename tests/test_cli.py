@@ -95,14 +95,14 @@ def test_switches_of_the_environment_win_over_the_offline_ones(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "colapse"], "unknown experiment 'colapse'; did you mean 'collapse'? known: collapse, "),
-        (["run", "nothing-like-it"], "unknown experiment 'nothing-like-it'; known: collapse, "),
+        (["plan", "colapse"], "unknown experiment 'colapse'; did you mean 'collapse'? known: attention_heads, "),
+        (["run", "nothing-like-it"], "unknown experiment 'nothing-like-it'; known: attention_heads, "),
         (["run", "baselines"], "unknown experiment 'baselines'"),
         (["run", "collapse", "--baseline", "smke"], "unknown baseline 'smke'; did you mean 'smoke'? known: "),
-        (["status", "collapse", "--set", "method.techer_temp=1"], "did you mean 'method.teacher_temp'?"),
-        (["run", "collapse", "--set", "method.teacher_temp=-1"], "method.teacher_temp = -1"),
-        (["run", "collapse", "--set", "method.teacher_temp=hot"], "method.teacher_temp = 'hot'"),
-        (["train", "--set", "method.teacher_temp"], "must be knob=value"),
+        (["status", "collapse", "--set", "method.techer_temp=1"], "did you mean 'method.loss.teacher_temp'?"),
+        (["run", "collapse", "--set", "method.loss.teacher_temp=-1"], "method.loss.teacher_temp = -1"),
+        (["run", "collapse", "--set", "method.loss.teacher_temp=hot"], "method.loss.teacher_temp = 'hot'"),
+        (["train", "--set", "method.loss.teacher_temp"], "must be knob=value"),
         (["train", "--set", "=1"], "must be knob=value"),
         (["train", "--set", "runtime.gpus=1"], "runtime.device is 'cpu'"),
         (["train", "--set", "backbone.name=vit_tny_patch16_224"], "did you mean vit_tiny_patch16_224"),
@@ -128,9 +128,9 @@ def test_mistake_ends_with_one_message_and_starts_nothing(folder: Path, argument
 
 
 def test_every_wrong_knob_is_named() -> None:
-    result = invoke("plan", "collapse", "--set", "method.techer_temp=1", "--set", "head.out_din=2")
+    result = invoke("plan", "collapse", "--set", "method.techer_temp=1", "--set", "haed.out_din=2")
     assert "'method.techer_temp'" in result.stderr
-    assert "'head.out_din'" in result.stderr
+    assert "'haed.out_din'" in result.stderr
 
 
 def test_unknown_command_is_told_its_neighbour() -> None:
@@ -172,7 +172,7 @@ def test_list_as_json_holds_experiments_with_docstrings_and_baselines() -> None:
 def test_plan_as_json_holds_every_trial_and_what_its_row_changes() -> None:
     facts = json.loads(answer("plan", "collapse", "--baseline", "smoke", "--seeds", "4,5", "--json"))
     assert [row["row"] for row in facts["rows"]] == ["both", "centring only", "sharpening only"]
-    assert facts["rows"][1]["changes"] == {"method.sharpening": False}
+    assert facts["rows"][1]["changes"] == {"method.loss.sharpening": False}
     assert [(trial["row"], trial["seed"]) for trial in facts["trials"]] == [
         (row["row"], seed) for seed in (4, 5) for row in facts["rows"]
     ]
@@ -181,13 +181,13 @@ def test_plan_as_json_holds_every_trial_and_what_its_row_changes() -> None:
 
 def test_set_changes_the_identity_of_every_trial() -> None:
     plain = json.loads(answer("plan", "collapse", *SMOKE, "--json"))["trials"]
-    changed = json.loads(answer("plan", "collapse", *SMOKE, "--set", "head.out_dim=16", "--json"))["trials"]
+    changed = json.loads(answer("plan", "collapse", *SMOKE, "--set", "method.head.out_dim=16", "--json"))["trials"]
     assert not {trial["trial_id"] for trial in plain} & {trial["trial_id"] for trial in changed}
 
 
 def test_plan_shows_changes_as_set_takes_them_and_the_next_command() -> None:
     shown = answer("plan", "collapse", *SMOKE, "--lab", "my lab")
-    assert "method.sharpening = false" in shown
+    assert "method.loss.sharpening = false" in shown
     assert shown.endswith("run collapse --baseline smoke --seeds 0 --lab 'my lab'\n")
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from dino_lab.ablation import Ablation, LabelledTrial
+from dino_lab import asking
+from dino_lab.ablation import Ablation, TrialOf
 from dino_lab.core import records
+from dino_lab.core.records import Record
+from dino_lab.core.settings import KnobError
 from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
 from experiments import baselines
 from experiments.baselines import BASELINES
 
 FOLDER = Path(baselines.__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "baselines"))
+NAMES = sorted(asking.experiments())
 
 
 def ablation(name: str) -> Ablation:
@@ -26,8 +29,69 @@ def ablation(name: str) -> Ablation:
     return found
 
 
-def test_the_experiments_of_the_first_light_are_there() -> None:
-    assert {"collapse", "teacher_temperature", "momentum_teacher", "crop_count"} <= set(NAMES)
+def test_every_ablation_of_the_paper_is_there() -> None:
+    assert set(NAMES) >= {
+        "attention_heads",
+        "batch_size",
+        "center_momentum",
+        "centering_operation",
+        "collapse",
+        "components",
+        "crop_count",
+        "dino_to_byol_moco",
+        "epochs",
+        "head_activation",
+        "head_batchnorm",
+        "head_depth_l2",
+        "methods",
+        "momentum_teacher",
+        "multicrop_by_framework",
+        "output_dimension",
+        "patch_size",
+        "similarity",
+        "student_temperature",
+        "teacher_kind",
+        "teacher_temperature",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("components", 9),
+        ("dino_to_byol_moco", 10),
+        ("centering_operation", 6),
+        ("teacher_kind", 4),
+        ("center_momentum", 4),
+        ("teacher_temperature", 6),
+        ("head_depth_l2", 7),
+        ("head_batchnorm", 2),
+        ("head_activation", 2),
+        ("multicrop_by_framework", 8),
+    ],
+)
+def test_every_arm_that_the_paper_has_a_number_for_is_a_row(name: str, numbers: int) -> None:
+    with (FOLDER / "published" / "dino_paper.csv").open() as file:
+        arms = {row["arm"] for row in csv.DictReader(file) if row["study"] == ablation(name).published}
+    assert len(arms) == numbers
+    assert arms <= {row.label for row in ablation(name).rows}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_differs_from_its_baseline_in_its_stated_knobs_alone(name: str) -> None:
+    """A stated kind covers the sections of other kinds that come with it: a method's own head."""
+    baseline = BASELINES[baselines.DEFAULT].but({"seed": 5})
+    before = baseline.flat()
+    for labelled, row in zip(ablation(name).trials(baseline, seeds=[5]), ablation(name).rows, strict=True):
+        after = labelled.trial.flat()
+        stated = set(row.changes)
+        replaced = tuple(
+            knob.removesuffix("kind")
+            for knob in before.keys() & after.keys()
+            if knob.endswith(".kind") and before[knob] != after[knob]
+        )
+        differs = {knob for knob in before.keys() & after.keys() if before[knob] != after[knob]}
+        assert {knob for knob in differs - stated if not knob.startswith(replaced)} == set()
 
 
 def test_the_default_baseline_is_one_of_them() -> None:
@@ -49,6 +113,10 @@ def test_an_experiment_says_what_it_asks_expects_and_costs(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_expands_on_every_baseline_and_survives_json(name: str, baseline: str) -> None:
     asked = ablation(name)
+    if (name, baseline) == ("methods", "imagenet_resnet50"):
+        with pytest.raises(KnobError, match="'resnet50': has no patches to hide"):
+            asked.trials(BASELINES[baseline])
+        return
     trials = asked.trials(BASELINES[baseline])
     assert len(trials) == len(asked.rows) * len(asked.seeds)
     for labelled in trials:
@@ -83,8 +151,18 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "row"), _rows())
 def test_every_row_runs_two_steps(name: str, row: str, smoke: Trial, data_dir: Path, tmp_path: Path) -> None:
-    quick = {"runtime.log_period_steps": 1, "runtime.data_dir": str(data_dir)}
-    by_row: dict[str, LabelledTrial] = {t.row: t for t in ablation(name).trials(smoke, overrides=quick, seeds=[0])}
-    made = list(itertools.islice(train(by_row[row].trial, workdir=tmp_path), 3))
+    quick = {"runtime.log_period_steps": 1, "runtime.checkpoint_period_steps": 1, "runtime.data_dir": str(data_dir)}
+    trials = {labelled.row: labelled.trial for labelled in ablation(name).trials(smoke, overrides=quick, seeds=[0])}
+    changes = next(each.changes for each in ablation(name).rows if each.label == row)
+    for needed in (str(value) for value in changes.values() if isinstance(value, TrialOf)):
+        _start(trials[needed], tmp_path)
+    made = _start(trials[row], tmp_path)
     assert [record.step for record in made] == [0, 1, 2]
     assert math.isfinite(made[-1].values[records.LOSS])
+
+
+def _start(trial: Trial, trials_dir: Path) -> list[Record]:
+    """Two steps in a folder of its own, beside the others' as in a lab; the first has left a checkpoint."""
+    workdir = trials_dir / trial.identity
+    workdir.mkdir()
+    return list(itertools.islice(train(trial, workdir=workdir), 3))

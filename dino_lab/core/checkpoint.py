@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+CHECKPOINT = "checkpoint.pt"
+"""Its name in a trial's folder."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Replaces `path` in one act: a reader, or a crash, sees the old file or the new one, never a part."""
@@ -22,14 +25,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     os.close(folder)
 
 
-def load(path: Path, *, device: torch.device) -> dict[str, Any]:
-    """Reads a checkpoint without running code from it.
+def load(path: Path, *, device: torch.device | None = None) -> dict[str, Any]:
+    """Reads a checkpoint without running code from it, onto the device, by default the host.
 
     Raises:
         RuntimeError: the file is not a whole checkpoint.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
         raise RuntimeError(f"checkpoint {path} cannot be read: {error}") from error
     return state

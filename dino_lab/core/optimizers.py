@@ -1,20 +1,24 @@
 """The optimiser of the student: parameter groups, clipping, and the values that are scheduled."""
 
+import math
 from collections.abc import Iterable
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dino_lab.core.schedules import cosine
+from dino_lab.core.schedules import Now, cosine
 from dino_lab.core.settings import Settings
 
 
-class AdamW(Settings):
-    """AdamW with the reference's schedules of learning rate and weight decay."""
+class _Scheduled(Settings):
+    """What every optimiser has: schedules of learning rate and weight decay, and clipping."""
 
     lr: float = Field(default=0.0005, gt=0)
-    """Learning rate at the end of the warm-up for a batch of 256; it is scaled by batch_size / 256."""
+    """Learning rate at the end of the warm-up for a batch of 256; how it follows the batch size says `lr_scaling`."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """Multiplies lr and not min_lr by batch_size / 256, by its square root, or by nothing."""
     min_lr: float = Field(default=1e-6, ge=0)
     """Learning rate at the end of training; not scaled."""
     warmup_epochs: float = Field(default=10.0, ge=0)
@@ -24,27 +28,74 @@ class AdamW(Settings):
     weight_decay_end: float = Field(default=0.4, ge=0)
     """Weight decay at the end of its cosine; a larger decay late improves ViTs."""
     clip_grad: float = Field(default=3.0, ge=0)
-    """Largest l2 norm of each parameter's gradient; 0 does not clip."""
-    freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
-    """Epochs during which the head's last layer is held; may be a fraction."""
+    """Largest l2 norm of a gradient; 0 does not clip."""
+    clip_over: Literal["each", "all"] = "each"
+    """Whether that is the norm of each parameter's gradient, as in the reference, or of all together."""
 
-    def build(self, student: nn.Module) -> torch.optim.AdamW:
-        return torch.optim.AdamW(parameter_groups(student), lr=0.0, weight_decay=0.0, fused=True)
-
-    def lr_at(self, step: int, *, steps: int, steps_per_epoch: int, batch_size: int) -> float:
+    def lr_at(self, now: Now, *, batch_size: int) -> float:
+        ratio = batch_size / 256
         return cosine(
-            step,
-            steps=steps,
-            start=self.lr * batch_size / 256,
+            now.step,
+            steps=now.steps,
+            start=self.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.lr_scaling],
             end=self.min_lr,
-            warmup_steps=int(self.warmup_epochs * steps_per_epoch),
+            warmup_steps=int(self.warmup_epochs * now.steps_per_epoch),
         )
 
-    def weight_decay_at(self, step: int, *, steps: int) -> float:
-        return cosine(step, steps=steps, start=self.weight_decay, end=self.weight_decay_end)
+    def weight_decay_at(self, now: Now) -> float:
+        return cosine(now.step, steps=now.steps, start=self.weight_decay, end=self.weight_decay_end)
 
-    def holds_last_layer(self, step: int, *, steps_per_epoch: int) -> bool:
-        return step < self.freeze_last_layer_epochs * steps_per_epoch
+    def clip(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Clips gradients in place; returns the l2 norm of all of them before."""
+        clip = clip_each if self.clip_over == "each" else clip_all
+        return clip(parameters, clip_grad=self.clip_grad)
+
+
+class AdamW(_Scheduled):
+    """AdamW with torch's defaults."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Which optimiser."""
+
+    def build(self, student: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(student), lr=0.0, weight_decay=0.0, fused=True)
+
+
+class SGD(_Scheduled):
+    """Stochastic gradient descent with momentum; its weight decay is part of the gradient."""
+
+    kind: Literal["sgd"] = "sgd"
+    """Which optimiser."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the gradients of the steps before."""
+
+    def build(self, student: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameter_groups(student), lr=0.0, momentum=self.momentum)
+
+
+class LARS(_Scheduled):
+    """SGD whose step follows the length of each weight; biases and one-dimensional parameters are spared that.
+
+    timm's, which follows the article: a step is divided by |gradient| + weight_decay |weight|, where the reference
+    has |gradient + weight_decay weight|.
+
+    Source: LARS (arXiv:1708.03888), Algorithm 1.
+    """
+
+    kind: Literal["lars"] = "lars"
+    """Which optimiser."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Weight of the gradients of the steps before."""
+    trust_coefficient: float = Field(default=0.001, gt=0)
+    """Length of a step as a part of the weight's length, for a learning rate of 1."""
+
+    def build(self, student: nn.Module) -> torch.optim.Optimizer:
+        from timm.optim.lars import Lars  # here, since planning a sweep need not wait for timm
+
+        decayed, spared = parameter_groups(student)
+        # Without weight decay, timm adapts a group only if told to.
+        groups = [decayed | {"always_adapt": True}, spared | {"always_adapt": False}]
+        return Lars(groups, lr=0.0, momentum=self.momentum, trust_coeff=self.trust_coefficient)
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, object]]:
@@ -82,3 +133,14 @@ def clip_each(parameters: Iterable[nn.Parameter], *, clip_grad: float) -> Tensor
         torch._foreach_mul_(gradients, list(factors.unbind()))
     norm: Tensor = torch.stack(norms).norm()
     return norm
+
+
+def clip_all(parameters: Iterable[nn.Parameter], *, clip_grad: float) -> Tensor:
+    """Scales all gradients together, in place, to an l2 norm of at most `clip_grad`; returns their norm before.
+
+    `clip_grad` 0 only measures.
+    """
+    return nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+
+
+OptimizerSettings: TypeAlias = Annotated[AdamW | SGD | LARS, Field(discriminator="kind")]

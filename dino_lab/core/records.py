@@ -41,6 +41,7 @@ KL = "train/kl"
 ENTROPY_FRACTION = "train/teacher_entropy_fraction"
 MARGINAL_ENTROPY = "train/marginal_entropy"
 EMBEDDING_STD = "train/embedding_std"
+OUTPUT_STD = "train/output_std"
 GRADIENT_NORM = "train/gradient_norm"
 CENTER_NORM = "center/norm"
 LR = "schedule/lr"
@@ -62,12 +63,15 @@ TIMINGS = frozenset({IMAGES_PER_SECOND})
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric(LOSS, "nats", "lower", "cross-entropy of teacher and student, mean over pairs of different crops"),
+        Metric(
+            LOSS, "nats", "lower", "the method's loss; of DINO the cross-entropy, mean over pairs of different crops"
+        ),
         Metric(TEACHER_ENTROPY, "nats", "neither", "entropy of the teacher's targets; 0 is one-hot, ln K is uniform"),
         Metric(KL, "nats", "neither", "KL(teacher || student) over the same pairs; loss = teacher entropy + KL"),
         Metric(ENTROPY_FRACTION, "of ln K", "neither", "teacher entropy as a fraction of ln K"),
         Metric(MARGINAL_ENTROPY, "nats", "higher", "entropy of the mean target over the batch"),
         Metric(EMBEDDING_STD, "1", "higher", "std over the batch of the teacher's l2-normalised features, x sqrt(D)"),
+        Metric(OUTPUT_STD, "1", "higher", "the same of the outputs that a loss without targets compares, x sqrt(K)"),
         Metric(
             GRADIENT_NORM,
             "1",
@@ -80,7 +84,12 @@ METRICS = {
         Metric(MOMENTUM_TEACHER, "1", "neither", "weight of the old teacher in its update"),
         Metric(TEACHER_TEMP, "1", "neither", "teacher temperature of this epoch"),
         Metric(IMAGES_PER_SECOND, "images/s", "higher", "training images a second since the last record"),
-        Metric(KNN, "%", "higher", "weighted k-NN of the class on held-out images, teacher features"),
+        Metric(
+            KNN,
+            "%",
+            "higher",
+            "weighted k-NN of the class on held-out images, teacher features, or the student's if it has none",
+        ),
         Metric(STUDENT_KNN, "%", "higher", "the same with the student's features"),
         Metric(PIXELS_KNN, "%", "higher", "the same with raw pixels"),
     )

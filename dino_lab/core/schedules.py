@@ -1,6 +1,29 @@
-"""Schedules as pure functions of the step: what the reference keeps in arrays, computed where it is used."""
+"""Where training stands, and schedules as pure functions of it: computed where they are used, not kept in arrays."""
 
 import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Now:
+    """Where training stands, and whether a record of this step is due."""
+
+    step: int
+    """Optimiser steps done before this one."""
+    steps: int
+    """Optimiser steps of the whole training."""
+    steps_per_epoch: int
+    measured: bool
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done before this step."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def ends_epoch(self) -> bool:
+        """Whether this is the last step of its epoch."""
+        return (self.step + 1) % self.steps_per_epoch == 0
 
 
 def cosine(

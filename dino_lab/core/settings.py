@@ -49,7 +49,9 @@ class Settings(BaseModel):
     def but(self, changes: Mapping[str, Any]) -> Self:
         """These settings with some knobs changed, everything validated again.
 
-        Knobs are dotted paths. A changed `kind` starts its section afresh from that kind's defaults.
+        Knobs are dotted paths. A changed `kind` starts its section from that kind's defaults, but keeps what the
+        section had before under the same name, so that a switch changes nothing else: knobs, and sections of the same
+        kind.
 
         Raises:
             KnobError: naming every wrong knob, its value and what is allowed.
@@ -63,13 +65,18 @@ class Settings(BaseModel):
             if not isinstance(node, dict):
                 wrong.append(f"unknown knob {path!r}{_did_you_mean(path, self.knobs())}")
             elif name == "kind" and node.get("kind") != value:
+                before = dict(node)
                 node.clear()
-                node.update(_of_kind(variants, value))
+                node.update(_carried(before, _of_kind(variants, value)))
             else:
                 node[name] = value
+        try:
+            changed = self.of(values)
+        except KnobError as error:
+            wrong.append(str(error))
         if wrong:
             raise KnobError("\n".join(wrong))
-        return self.of(values)
+        return changed
 
     @classmethod
     def knobs(cls) -> set[str]:
@@ -120,6 +127,20 @@ def _of_kind(variants: Iterable[type[Settings]], kind: Any) -> dict[str, Any]:
         if _kind(variant) == kind:
             return variant.model_construct().model_dump(mode="json")
     return {"kind": kind}
+
+
+def _carried(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a new kind, with what the section before had under the same name where it is of the same sort."""
+
+    def same_sort(old: Any, new: Any) -> bool:
+        return isinstance(old, dict) == isinstance(new, dict) and (
+            not isinstance(new, dict) or old.get("kind") == new.get("kind")
+        )
+
+    return {
+        name: before[name] if name != "kind" and name in before and same_sort(before[name], value) else value
+        for name, value in defaults.items()
+    }
 
 
 def _kind(variant: type[Settings]) -> Any:

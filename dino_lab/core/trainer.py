@@ -1,7 +1,9 @@
 """Training of one trial: the one place that knows the order of events."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,18 +11,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from dino_lab.core import checkpoint, records
+from dino_lab.core.checkpoint import CHECKPOINT
 from dino_lab.core.data.batches import Batches
 from dino_lab.core.data.crops import whole
 from dino_lab.core.data.sources import ImageSet
 from dino_lab.core.diagnostics import signals
 from dino_lab.core.diagnostics.collapse import Verdict
-from dino_lab.core.methods.method import Batch, Method, Now
-from dino_lab.core.networks.network import Network
-from dino_lab.core.optimizers import clip_each, set_schedule
+from dino_lab.core.methods.method import Batch, Surroundings, joined
+from dino_lab.core.optimizers import set_schedule
 from dino_lab.core.records import Record
+from dino_lab.core.schedules import Now
 from dino_lab.core.trial import Trial
 
-CHECKPOINT = "checkpoint.pt"
 _EVAL_BATCH = 256
 _STEPS = 1 << 32  # more than any trial has: seeds of steps meet neither each other nor seeds of weights
 
@@ -34,7 +36,7 @@ class Diverged(RuntimeError):
 
 
 def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> Iterator[Record]:
-    """Trains a student and its teacher, and yields what they show of themselves.
+    """Trains a student, with its teacher if the method has one, and yields what they show of themselves.
 
     A record at step 0 (the untrained network), every `runtime.log_period_steps`, at each evaluation and at the end. The
     latest checkpoint lies at workdir/checkpoint.pt, always behind the records: it is written when the record
@@ -43,7 +45,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     Raises:
         Diverged: the loss is not finite.
         RuntimeError: `resume_from` cannot be read.
-        ValueError: `resume_from` is another trial's.
+        ValueError: `resume_from` is another trial's, or a checkpoint that the method asks for is not there.
     """
     device = torch.device(trial.runtime.device)
 
@@ -58,11 +60,13 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trial.seed)
         backbone = trial.backbone.build(trial.crops.global_crops_size)
-        student = Network(backbone, trial.head.build(backbone.embed_dim)).to(device)
-    method = trial.method.build(student, out_dim=trial.head.out_dim).to(device)
+        surroundings = Surroundings(
+            len(train_set.classes["class"]), image_size=trial.crops.global_crops_size, trials_dir=workdir.parent
+        )
+        method = trial.method.build(backbone, surroundings).to(device)
 
     # ------------------------------------------------------------- optimiser
-    optimizer = trial.optimizer.build(student)
+    optimizer = trial.optimizer.build(method.student)
 
     # ---------------------------------------------------------------- resume
     first_step, verdict = 0, Verdict()
@@ -74,7 +78,9 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         optimizer.load_state_dict(state["optimizer"])
         first_step, verdict = state["step"], Verdict(**state["verdict"])
     else:
-        yield Record(0, 0.0, time.time(), _evaluate(trial, method, train_set, test_set, device, untrained=True))
+        yield Record(
+            0, 0.0, time.time(), _evaluate(trial, method.encoders(), train_set, test_set, device, untrained=True)
+        )
 
     # ------------------------------------------------------------------ loop
     seconds, steps_timed = 0.0, 0
@@ -85,47 +91,54 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         evaluated = done == steps or done % (trial.evals.every_epochs * steps_per_epoch) == 0
         recorded = evaluated or done % trial.runtime.log_period_steps == 0
 
-        lr = trial.optimizer.lr_at(step, steps=steps, steps_per_epoch=steps_per_epoch, batch_size=trial.batch_size)
-        weight_decay = trial.optimizer.weight_decay_at(step, steps=steps)
-        momentum_teacher = trial.teacher.momentum_at(step, steps=steps)
+        now = Now(step, steps=steps, steps_per_epoch=steps_per_epoch, measured=recorded)
+        lr, weight_decay = trial.optimizer.lr_at(now, batch_size=trial.batch_size), trial.optimizer.weight_decay_at(now)
         set_schedule(optimizer, lr=lr, weight_decay=weight_decay)
-        now = Now(epoch=step // steps_per_epoch, momentum_teacher=momentum_teacher, measured=recorded)
 
-        batch = Batch(*(crops.to(device, non_blocking=True) for crops in next(loader)))
-
-        # Drop path is a pure function of (seed, step): nothing random outlives a step, so a resume needs no state.
-        with torch.random.fork_rng(), torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
-            torch.manual_seed((trial.seed + 1) * _STEPS + done)
-            outcome = method.loss(batch, now)
-        if not torch.isfinite(outcome.loss):
-            raise Diverged(done)
+        batch = Batch(*(part.to(device, non_blocking=True) for part in next(loader)))
 
         optimizer.zero_grad()
-        outcome.loss.backward()
-        if trial.optimizer.holds_last_layer(step, steps_per_epoch=steps_per_epoch):
-            for parameter in student.head.last_layer.parameters():
-                parameter.grad = None
-        gradient_norm = clip_each(student.parameters(), clip_grad=trial.optimizer.clip_grad)
+        outcomes = []
+        # Drop path is a pure function of (seed, step): nothing random outlives a step, so a resume needs no state.
+        with torch.random.fork_rng():
+            torch.manual_seed((trial.seed + 1) * _STEPS + done)
+            for part in batch.split(trial.accumulation_steps):
+                with torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
+                    outcome = method.loss(part, now)
+                if not torch.isfinite(outcome.loss):
+                    raise Diverged(done)
+                (outcome.loss / trial.accumulation_steps).backward()
+                outcomes.append(replace(outcome, loss=outcome.loss.detach()))
+
+        for parameter in method.held(now):
+            parameter.grad = None
+        gradient_norm = trial.optimizer.clip(method.student.parameters())
         optimizer.step()
         method.after_step(now)
         seconds, steps_timed = seconds + time.perf_counter() - started, steps_timed + 1
 
         if recorded:
+            outcome = joined(outcomes)
             measured: dict[str, float | Tensor] = outcome.measures | {
-                records.LOSS: outcome.loss.detach(),
-                records.MARGINAL_ENTROPY: signals.marginal_entropy(outcome.targets),
-                records.EMBEDDING_STD: signals.embedding_std(outcome.teacher_features),
+                records.LOSS: outcome.loss,
+                records.EMBEDDING_STD: signals.spread(outcome.features),
                 records.GRADIENT_NORM: gradient_norm,
                 records.LR: lr,
                 records.WEIGHT_DECAY: weight_decay,
-                records.MOMENTUM_TEACHER: momentum_teacher,
                 records.IMAGES_PER_SECOND: steps_timed * trial.batch_size / seconds,
             }
+            if outcome.targets is not None:
+                measured |= {
+                    records.MARGINAL_ENTROPY: signals.marginal_entropy(outcome.targets),
+                    records.ENTROPY_FRACTION: measured[records.TEACHER_ENTROPY] / math.log(outcome.targets.shape[-1]),
+                }
+            if outcome.outputs is not None:
+                measured[records.OUTPUT_STD] = signals.spread(outcome.outputs)
             values = {name: float(value) for name, value in measured.items()}
-            values[records.ENTROPY_FRACTION] = values[records.TEACHER_ENTROPY] / trial.head.entropy_of_uniform
-            verdict = verdict.after(done, values, out_dim=trial.head.out_dim, bounds=trial.collapse)
+            out_dim = None if outcome.targets is None else outcome.targets.shape[-1]
+            verdict = verdict.after(done, values, out_dim=out_dim, bounds=trial.collapse)
             if evaluated:
-                values |= _evaluate(trial, method, train_set, test_set, device)
+                values |= _evaluate(trial, method.encoders(), train_set, test_set, device)
             yield Record(done, done / steps_per_epoch, time.time(), values, verdict.kind, verdict.onset_step)
             seconds, steps_timed = 0.0, 0
 
@@ -142,39 +155,46 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
 def _evaluate(
     trial: Trial,
-    method: Method,
+    encoders: dict[str, nn.Module],
     train_set: ImageSet,
     test_set: ImageSet,
     device: torch.device,
     *,
     untrained: bool = False,
 ) -> dict[str, float]:
-    """k-NN of teacher and student; of the untrained network, which both still are, and of raw pixels beside it."""
+    """k-NN of teacher and student; of the untrained network, which both still are, and of raw pixels beside it.
+
+    The first encoder is judged on every factor: the teacher's, or the student's where there is no teacher.
+    """
     knn = trial.evals.knn
     bank_images, size = train_set.images[: knn.bank_images], trial.crops.global_crops_size
 
-    def top1(network: Callable[[Tensor], Tensor]) -> Callable[[str], float]:
+    def top1(network: nn.Module) -> Callable[[str], float]:
         bank, queries = (_features(network, images, size, device) for images in (bank_images, test_set.images))
         return lambda factor: knn.top1(
             bank, train_set.labels[factor][: knn.bank_images], queries, test_set.labels[factor]
         )
 
     factors = [factor for factor in train_set.labels if factor != "class"]
-    teacher = top1(method.teacher.backbone)
-    values = {records.KNN: teacher("class")} | {records.FACTOR_KNN + factor: teacher(factor) for factor in factors}
+    first, *others = encoders.values()
+    judged = top1(first)
+    values = {records.KNN: judged("class")} | {records.FACTOR_KNN + factor: judged(factor) for factor in factors}
     if untrained:
         pixels = top1(nn.Flatten())
         values |= {records.STUDENT_KNN: values[records.KNN], records.PIXELS_KNN: pixels("class")}
         return values | {records.FACTOR_PIXELS_KNN + factor: pixels(factor) for factor in factors}
-    method.student.eval()
-    values[records.STUDENT_KNN] = top1(method.student.backbone)("class")
-    method.student.train()
+    values[records.STUDENT_KNN] = top1(*others)("class") if others else values[records.KNN]
     return values
 
 
 @torch.inference_mode()
 def _features(
-    network: Callable[[Tensor], Tensor], images: UInt8[Tensor, "N H W 3"], size: int, device: torch.device
+    network: nn.Module, images: UInt8[Tensor, "N H W 3"], size: int, device: torch.device
 ) -> Float[Tensor, "N D"]:
-    """Features of whole images, on the host."""
-    return torch.cat([network(whole(part, size).to(device)).cpu() for part in images.split(_EVAL_BATCH)])
+    """Features of whole images, on the host; drop path and batch normalisation as in use, not as in training."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    features = torch.cat([network(whole(part, size).to(device)).cpu() for part in images.split(_EVAL_BATCH)])
+    for module, training in modes:
+        module.training = training
+    return features

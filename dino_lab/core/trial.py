@@ -8,11 +8,10 @@ from dino_lab.core.data.crops import Crops
 from dino_lab.core.data.sources import DataSettings, Shapes
 from dino_lab.core.diagnostics.collapse import Collapse
 from dino_lab.core.evals.knn import KNN
+from dino_lab.core.methods import MethodSettings
 from dino_lab.core.methods.dino import DINO
 from dino_lab.core.networks.backbone import Backbone
-from dino_lab.core.networks.head import Head
-from dino_lab.core.networks.teacher import MomentumTeacher
-from dino_lab.core.optimizers import AdamW
+from dino_lab.core.optimizers import AdamW, OptimizerSettings
 from dino_lab.core.settings import Settings
 
 
@@ -57,15 +56,16 @@ class Trial(Settings):
     """Passes over the training images."""
     batch_size: int = Field(default=64, ge=1)
     """B, images of a step."""
+    accumulation_steps: int = Field(default=1, ge=1)
+    """Equal parts in which a step's images are worked through. The step is that of the whole batch, but for what looks
+    at whole batches: batch normalisation, Sinkhorn, softmax over the batch, InfoNCE, queues, and draws of drop path."""
     precision: Literal["f32", "bf16"] = "f32"
     """Of matrix products in forward and backward passes; weights, loss and the average of the teacher stay f32."""
     data: DataSettings = Shapes()
     crops: Crops = Crops()
     backbone: Backbone = Backbone()
-    head: Head = Head()
-    teacher: MomentumTeacher = MomentumTeacher()
-    method: DINO = DINO()
-    optimizer: AdamW = AdamW()
+    method: MethodSettings = DINO()
+    optimizer: OptimizerSettings = AdamW()
     evals: Evals = Evals()
     collapse: Collapse = Collapse()
     runtime: Runtime = Runtime()
@@ -73,19 +73,26 @@ class Trial(Settings):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         wrong = []
-        if self.batch_size > self.data.train_images:
-            wrong.append(f"batch_size = {self.batch_size}: exceeds the {self.data.train_images} images of data")
-        if self.optimizer.warmup_epochs > self.epochs:
-            wrong.append(f"optimizer.warmup_epochs = {self.optimizer.warmup_epochs}: exceeds epochs = {self.epochs}")
-        if self.method.warmup_teacher_temp_epochs > self.epochs:
-            warmup = self.method.warmup_teacher_temp_epochs
-            wrong.append(f"method.warmup_teacher_temp_epochs = {warmup}: exceeds epochs = {self.epochs}")
+        images = self.data.train_images
+        if images is not None and self.batch_size > images:
+            wrong.append(f"batch_size = {self.batch_size}: exceeds the {images} images of data")
+        if self.batch_size % self.accumulation_steps:
+            wrong.append(f"accumulation_steps = {self.accumulation_steps}: must divide batch_size = {self.batch_size}")
+        for knob, value in self.flat().items():
+            warms_up = knob.endswith((".warmup_epochs", ".warmup_teacher_temp_epochs"))
+            if warms_up and isinstance(value, int | float) and value > self.epochs:
+                wrong.append(f"{knob} = {value}: exceeds epochs = {self.epochs}")
         patch = self.backbone.patch_pixels
         for name in ("global_crops_size", "local_crops_size"):
             size = getattr(self.crops, name)
             unused = name == "local_crops_size" and self.crops.local_crops_number == 0
             if size % patch and not unused:
                 wrong.append(f"crops.{name} = {size}: must be a multiple of the backbone's patch size, {patch}")
+        if self.method.kind in ("mae", "masked") and not self.backbone.has_tokens:
+            wrong.append(
+                f"backbone.name = {self.backbone.name!r}: has no patches to hide, which method.kind = "
+                f"{self.method.kind!r} needs; allowed are plain vision transformers"
+            )
         if self.runtime.device == "cpu" and self.runtime.gpus:
             wrong.append(f"runtime.gpus = {self.runtime.gpus}: runtime.device is 'cpu'; set it to 'cuda'")
         if wrong:

@@ -140,7 +140,11 @@ def run(
                 with _ray(address):
                     _check_resources(unfinished)
                     mirror.catch_up()
-                    _fit(unfinished, lab, concurrency=concurrency, watch=watch, train=train)
+                    for wave in _waves(unfinished):
+                        _fit(wave, lab, concurrency=concurrency, watch=watch, train=train)
+                        watch.show()
+                        if any(trial.is_open and trial.trial_id in wave for trial in watch.trials):
+                            break  # Ctrl-C: Tune returns as if all were well
             else:
                 mirror.catch_up()
         except KeyboardInterrupt:
@@ -153,6 +157,15 @@ def run(
             mirror.close()
         watch.show()
     return Summary(watch.trials, len(ended), time.monotonic() - start, mirror.error, watch.retries)
+
+
+def _waves(trials: "Mapping[str, Trial]") -> "Iterator[dict[str, Trial]]":
+    """The trials in their order, those that need another's checkpoint after those that have it to give."""
+    left = dict(trials)
+    while left:
+        wave = {each: trial for each, trial in left.items() if not left.keys() & set(map(str, trial.flat().values()))}
+        yield wave
+        left = {trial_id: trial for trial_id, trial in left.items() if trial_id not in wave}
 
 
 def _fit(

@@ -42,18 +42,18 @@ TRIALS = (
 ROWS = ("both", "centring only", "sharpening only")
 CHANGES = {
     "both": {},
-    "centring only": {"method.sharpening": False},
-    "sharpening only": {"method.centering": False},
+    "centring only": {"method.loss.sharpening": False},
+    "sharpening only": {"method.operation.kind": "none"},
 }
 KNOBS = {
     "epochs": 8,
     "batch_size": 32,
     "data.kind": "shapes",
     "crops.local_crops_scale": [0.15, 0.4],
-    "head.out_dim": K,
-    "method.centering": True,
-    "method.sharpening": True,
-    "method.teacher_temp": 0.04,
+    "method.head.out_dim": K,
+    "method.operation.kind": "centering",
+    "method.loss.sharpening": True,
+    "method.loss.teacher_temp": 0.04,
     "runtime.device": "cpu",
 }
 

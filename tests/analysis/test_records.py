@@ -31,9 +31,9 @@ def test_a_deleted_run_is_not_read(sweep):
 
 def test_knobs_come_back_as_what_they_were(sweep):
     first = sweep.trials.iloc[0]
-    assert sweep.trials["param:method.centering"].to_list() == [True] * 6 + [False] * 3
-    assert first["param:head.out_dim"] == 256
-    assert first["param:method.teacher_temp"] == 0.04
+    assert sweep.trials["param:method.operation.kind"].to_list() == ["centering"] * 6 + ["none"] * 3
+    assert first["param:method.head.out_dim"] == 256
+    assert first["param:method.loss.teacher_temp"] == 0.04
     assert first["param:data.kind"] == "shapes"
     assert first["param:crops.local_crops_scale"] == "[0.15, 0.4]"
 

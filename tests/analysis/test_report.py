@@ -97,7 +97,7 @@ def test_the_page_says_what_was_asked_what_ended_how_and_how_to_repeat_it(page):
         "<code>shapes_cpu</code>",
         "<b>7</b> of 9 trials finished, <b>5</b> of them collapsed; <b>1</b> diverged; <b>1</b> missing.",
         "python3 -m dino_lab run collapse --baseline shapes_cpu --set epochs=8",
-        "<code>method.sharpening</code>",
+        "<code>method.loss.sharpening</code>",
         "11abcdef01",
     ):
         assert words in page

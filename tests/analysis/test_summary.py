@@ -139,3 +139,9 @@ def test_the_untrained_network_is_averaged_within_a_seed_first():
     measured = summary.untrained(table, pd.concat([start, later]), "eval/knn_top1")
     assert measured["n"] == 2
     assert measured["mean"] == 36
+
+
+def test_a_metric_that_no_trial_has_is_missing_everywhere() -> None:
+    table = summary.means(trials({"a": [10.0, 20.0]}), "train/teacher_entropy")
+    assert table["n"].to_list() == [0]
+    assert table["mean"].isna().all()

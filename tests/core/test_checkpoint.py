@@ -11,10 +11,12 @@ CPU = torch.device("cpu")
 STATE: dict[str, Any] = {"step": 3, "trial": "abc", "weights": {"a": torch.arange(5.0)}, "since": None}
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", [CPU, None])
+def test_what_is_saved_is_loaded(device: torch.device | None, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c.pt", STATE)
-    loaded = checkpoint.load(tmp_path / "c.pt", device=CPU)
+    loaded = checkpoint.load(tmp_path / "c.pt", device=device)
     assert torch.equal(loaded["weights"]["a"], STATE["weights"]["a"])
+    assert loaded["weights"]["a"].device == CPU
     assert {k: v for k, v in loaded.items() if k != "weights"} == {k: v for k, v in STATE.items() if k != "weights"}
     assert os.listdir(tmp_path) == ["c.pt"]
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dino_lab.core.schedules import cosine, linear_warmup
+from dino_lab.core.schedules import Now, cosine, linear_warmup
 
 
 def cosine_scheduler(
@@ -44,3 +44,14 @@ def test_every_epochs_teacher_temperature_is_the_references(warmup_epochs: int) 
     theirs = np.concatenate((np.linspace(0.04, 0.07, warmup_epochs), np.ones(10 - warmup_epochs) * 0.07))
     ours = [linear_warmup(epoch, start=0.04, end=0.07, warmup_epochs=warmup_epochs) for epoch in range(10)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+
+
+# -------------------------------------------------------------------------------------- where training stands
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 3, 10])
+def test_an_epoch_is_the_number_of_epochs_done_and_ends_with_its_last_step(steps_per_epoch: int) -> None:
+    steps = 4 * steps_per_epoch
+    now = [Now(step, steps=steps, steps_per_epoch=steps_per_epoch, measured=False) for step in range(steps)]
+    plain = [(epoch, step == steps_per_epoch - 1) for epoch in range(4) for step in range(steps_per_epoch)]
+    assert [(each.epoch, each.ends_epoch) for each in now] == plain

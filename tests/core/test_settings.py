@@ -106,8 +106,34 @@ def test_settings_survive_json() -> None:
         {"shape.side": 5.0, "shape.kind": "square"},
     ],
 )
-def test_another_kind_starts_afresh_and_takes_its_own_knobs_in_any_order(changes: dict[str, Any]) -> None:
+def test_another_kind_starts_from_its_defaults_and_takes_its_own_knobs_in_any_order(changes: dict[str, Any]) -> None:
     assert BASE.but({"shape.radius": 9.0}).but(changes).shape == Square(side=5.0)
+
+
+class Coarse(Settings):
+    kind: Literal["coarse"] = "coarse"
+    grain: int = 1
+    shape: Annotated[Round | Square, Field(discriminator="kind")] = Round()
+
+
+class Fine(Settings):
+    kind: Literal["fine"] = "fine"
+    grain: int = Field(default=9, ge=0)
+    shape: Annotated[Square | Round, Field(discriminator="kind")] = Square()
+    other: Machine = Machine()
+
+
+class Grained(Settings):
+    style: Annotated[Coarse | Fine, Field(discriminator="kind")] = Coarse()
+
+
+def test_another_kind_keeps_what_both_have_of_the_same_sort() -> None:
+    before = Grained().but({"style.grain": 4, "style.shape.radius": 2.5})
+    # A section of another kind is not of the same sort; it starts from the new kind's own default.
+    assert before.but({"style.kind": "fine"}).style == Fine(grain=4)
+    square = before.but({"style.shape.kind": "square", "style.shape.side": 6.0})
+    assert square.but({"style.kind": "fine"}).style == Fine(grain=4, shape=Square(side=6.0))
+    assert before.but({"style.kind": "fine", "style.grain": 2}).style == Fine(grain=2)
 
 
 def test_the_same_kind_again_keeps_its_knobs() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dino_lab.core import records
 from dino_lab.core.data.batches import Batches
 from dino_lab.core.records import Record
+from dino_lab.core.schedules import Now
 from dino_lab.core.trainer import CHECKPOINT, Diverged, train
 from dino_lab.core.trial import Trial
 
@@ -21,10 +22,10 @@ SHORT = {
     "data.train_images": 24,  # three steps an epoch
     "data.test_images": 8,
     "backbone.drop_path_rate": 0.3,
-    "method.teacher_temp": 0.07,
-    "method.warmup_teacher_temp_epochs": 2,
+    "method.loss.teacher_temp": 0.07,
+    "method.loss.warmup_teacher_temp_epochs": 2,
     "optimizer.warmup_epochs": 0.5,
-    "optimizer.freeze_last_layer_epochs": 1.0,
+    "method.head.freeze_last_layer_epochs": 1.0,
     # Every record looks like a collapse, so that a resume has a verdict to carry on with.
     "collapse.uniform_entropy": 1.0,
     "collapse.one_prototype_entropy": 0.99,
@@ -167,7 +168,10 @@ def test_arms_with_the_same_seed_see_the_same_crops(
         return seen[-1]
 
     monkeypatch.setattr(Batches, "__getitem__", watched)
-    for arm in ({}, {"method.centering": False, "head.out_dim": 16, "backbone.depth": 1, "optimizer.lr": 0.1}):
+    for arm in (
+        {},
+        {"method.operation.kind": "none", "method.head.out_dim": 16, "backbone.depth": 1, "optimizer.lr": 0.1},
+    ):
         run(short.but(arm), tmp_path)
     one, other = seen[:6], seen[6:]
     assert_same([list(crops) for crops in one], [list(crops) for crops in other])
@@ -210,7 +214,7 @@ def test_the_first_record_is_the_untrained_network_beside_raw_pixels(short: Tria
 
 
 def test_every_name_in_a_record_has_a_meaning(short: Trial, tmp_path: Path) -> None:
-    made = run(short, tmp_path)
+    made = run(short, tmp_path) + run(short.but({"method.loss.kind": "mse"}), tmp_path)
     assert {records.metric(name).name for record in made for name in record.values} >= set(records.METRICS)
 
 
@@ -226,10 +230,10 @@ def test_scheduled_values_are_logged_beside_what_they_cause(short: Trial, tmp_pa
     optimizer = short.optimizer
     for step, record in enumerate(made):
         values = record.values
-        rate = optimizer.lr_at(step, steps=6, steps_per_epoch=3, batch_size=8)
-        assert values[records.LR] == pytest.approx(rate)
-        assert values[records.WEIGHT_DECAY] == pytest.approx(optimizer.weight_decay_at(step, steps=6))
-        assert values[records.MOMENTUM_TEACHER] == pytest.approx(short.teacher.momentum_at(step, steps=6))
+        now = Now(step, steps=6, steps_per_epoch=3, measured=True)
+        assert values[records.LR] == pytest.approx(optimizer.lr_at(now, batch_size=8))
+        assert values[records.WEIGHT_DECAY] == pytest.approx(optimizer.weight_decay_at(now))
+        assert values[records.MOMENTUM_TEACHER] == pytest.approx(short.method.teacher.momentum_at(now))
         assert values[records.TEACHER_TEMP] == pytest.approx((0.04, 0.07)[step // 3])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dino_lab.core.methods.dino import DINO
+from dino_lab.core.methods.losses import CrossEntropy
 from dino_lab.core.settings import KnobError, Settings
 from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
@@ -24,7 +25,7 @@ ALL_IN_USE = {
     "collapse.uniform_entropy": 1.0,
     "collapse.one_prototype_entropy": 0.99,
     "collapse.low_kl": 1e6,
-    "method.warmup_teacher_temp_epochs": 1,
+    "method.loss.warmup_teacher_temp_epochs": 1,
     "runtime.log_period_steps": 1,
     "evals.knn.bank_images": 48,
 }
@@ -39,14 +40,19 @@ SIZE = {"epochs": 2, "data.train_images": 48}
     [
         ({"batch_size": 49}, r"batch_size = 49: exceeds the 48 images of data"),
         ({"optimizer.warmup_epochs": 2.5}, r"optimizer\.warmup_epochs = 2\.5: exceeds epochs = 2"),
-        ({"method.warmup_teacher_temp_epochs": 3}, r"method\.warmup_teacher_temp_epochs = 3: exceeds epochs = 2"),
+        (
+            {"method.loss.warmup_teacher_temp_epochs": 3},
+            r"method\.loss\.warmup_teacher_temp_epochs = 3: exceeds epochs = 2",
+        ),
         ({"crops.global_crops_size": 20}, r"crops\.global_crops_size = 20: must be a multiple of .* 8"),
         ({"crops.local_crops_size": 12}, r"crops\.local_crops_size = 12: must be a multiple of .* 8"),
         ({"runtime.gpus": 0.5}, r"runtime\.gpus = 0\.5: runtime\.device is 'cpu'"),
         ({"precision": "f16"}, r"precision = 'f16': .*'f32' or 'bf16'"),
         ({"data.kind": "cifra10"}, r"data.*'shapes', 'digits'"),
-        ({"method.teacher_tmp": 0.1}, r"unknown knob 'method\.teacher_tmp'; did you mean 'method\.teacher_temp'"),
-        ({"teacher_temp": 0.1}, r"unknown knob 'teacher_temp'; did you mean 'method\.teacher_temp'"),
+        ({"method.teacher_tmp": 0.1}, r"unknown knob 'method\.teacher_tmp'; did you mean 'method\.loss\.teacher_temp'"),
+        ({"teacher_temp": 0.1}, r"unknown knob 'teacher_temp'; did you mean 'method\.loss\.teacher_temp'"),
+        ({"method.kind": "mae", "backbone.name": "resnet18"}, r"backbone\.name = 'resnet18': .* method\.kind = 'mae'"),
+        ({"accumulation_steps": 3}, r"accumulation_steps = 3: must divide batch_size = 8"),
     ],
 )
 def test_a_trial_that_cannot_be_run_is_refused(smoke: Trial, changes: dict[str, Any], message: str) -> None:
@@ -74,7 +80,13 @@ def test_a_trial_survives_json(smoke: Trial) -> None:
 
 def test_runtime_is_no_part_of_the_identity_and_all_else_is(smoke: Trial) -> None:
     assert smoke.but({"runtime.cpus": 4, "runtime.loader_workers": 2}).identity == smoke.identity
-    others = {"seed": 1, "precision": "bf16", "method.centering": False, "evals.every_epochs": 7, "data.image_size": 40}
+    others = {
+        "seed": 1,
+        "precision": "bf16",
+        "method.operation.kind": "none",
+        "evals.every_epochs": 7,
+        "data.image_size": 40,
+    }
     assert len({smoke.but({knob: value}).identity for knob, value in others.items()} | {smoke.identity}) == 6
 
 
@@ -86,7 +98,7 @@ def knobs(settings: Settings, prefix: str = "") -> Iterator[tuple[str, type[Sett
     for name, value in settings:
         if isinstance(value, Settings):
             yield from knobs(value, f"{prefix}{name}.")
-        else:
+        elif name != "kind":  # read by the union that chose the class
             yield f"{prefix}{name}", type(settings), name
 
 
@@ -106,10 +118,58 @@ def unread(trial: Trial, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> set[
     return {path for path, owner, name in every if (owner, name) not in read}
 
 
-@pytest.mark.parametrize("kind", ["shapes", "digits"])
-def test_every_knob_is_read(kind: str, smoke: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = smoke.but({"data.kind": kind} | ALL_IN_USE)
-    assert unread(trial, tmp_path, monkeypatch) == READ_BY_THE_RUNNER
+SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "digits": ({"data.kind": "digits"}, set()),
+    "sgd": ({"optimizer.kind": "sgd", "optimizer.warmup_epochs": 1.0}, set()),
+    "lars": ({"optimizer.kind": "lars", "optimizer.warmup_epochs": 1.0}, set()),
+    "clip all": ({"optimizer.clip_over": "all"}, set()),
+    "accumulation": ({"accumulation_steps": 2}, set()),
+    "mlp head": ({"method.head.kind": "mlp"}, set()),
+    "predictor": ({"method.predictor.kind": "mlp"}, set()),
+    "student_copy": ({"method.teacher.kind": "student_copy"}, set()),
+    "previous_iteration": ({"method.teacher.kind": "previous_iteration"}, set()),
+    "previous_epoch": ({"method.teacher.kind": "previous_epoch"}, set()),
+    "softmax_batch": ({"method.operation.kind": "softmax_batch"}, set()),
+    "sinkhorn": ({"method.operation.kind": "sinkhorn"}, set()),
+    "no operation": ({"method.operation.kind": "none"}, set()),
+    "no sharpening": (
+        {"method.loss.sharpening": False},
+        {
+            "method.loss.teacher_temp",
+            "method.loss.warmup_teacher_temp",
+            "method.loss.warmup_teacher_temp_epochs",
+        },
+    ),
+    "mse": ({"method.loss.kind": "mse"}, set()),
+    "cosine": ({"method.loss.kind": "cosine"}, set()),
+    "info_nce": ({"method.loss.kind": "info_nce"}, set()),
+    "byol": ({"method.kind": "byol"}, set()),
+    "moco": ({"method.kind": "moco", "method.queue_size": 32}, set()),
+    "swav": ({"method.kind": "swav"}, set()),
+    "supervised": ({"method.kind": "supervised"}, set()),
+    "mae": ({"method.kind": "mae"}, set()),
+    "masked": ({"method.kind": "masked"}, set()),
+    "masked blocks": ({"method.kind": "masked", "method.blocks": True}, set()),
+}
+"""What is switched, and the knobs that this switches off without taking them away."""
+
+ON_DISTRIBUTIONS = {"collapse.uniform_entropy", "collapse.one_prototype_entropy", "collapse.low_kl"}
+ON_VECTORS = {"collapse.constant_std"}
+
+
+def switched(smoke: Trial, changes: dict[str, Any]) -> Trial:
+    trial = smoke.but(changes)
+    return trial.but({knob: value for knob, value in ALL_IN_USE.items() if knob in trial.flat()})
+
+
+@pytest.mark.parametrize("switch", ["shapes", *SWITCHES])
+def test_every_knob_is_read(switch: str, smoke: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes, off = SWITCHES.get(switch, ({}, set()))
+    trial = switched(smoke, changes)
+    never = unread(trial, tmp_path, monkeypatch) - READ_BY_THE_RUNNER - off
+    # A verdict is on distributions or on vectors, and has bounds for both.
+    judged = isinstance(getattr(trial.method, "loss", None), CrossEntropy) or trial.method.kind == "swav"
+    assert never == (ON_VECTORS if judged else ON_DISTRIBUTIONS)
 
 
 class WithDeadKnob(DINO):
@@ -118,4 +178,4 @@ class WithDeadKnob(DINO):
 
 def test_a_knob_that_nobody_reads_is_found(smoke: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = smoke.but(ALL_IN_USE).model_copy(update={"method": WithDeadKnob()})
-    assert unread(trial, tmp_path, monkeypatch) == READ_BY_THE_RUNNER | {"method.dead"}
+    assert unread(trial, tmp_path, monkeypatch) == READ_BY_THE_RUNNER | ON_VECTORS | {"method.dead"}

@@ -21,9 +21,9 @@ from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.tracking import Mirror, Sweep
 
 ROWS = [
-    LabelledTrial(row, index, seed, {"arm": row}, Trial().but({"seed": seed, "method.centering": centering}))
+    LabelledTrial(row, index, seed, {"arm": row}, Trial().but({"seed": seed, "method.operation.kind": operation}))
     for seed in (0, 1)
-    for index, (row, centering) in enumerate([("both", True), ("sharpening only", False)])
+    for index, (row, operation) in enumerate([("both", "centering"), ("sharpening only", "none")])
 ]
 SWEEP = Sweep("collapse", "smoke", {"batch_size": 32}, "# Why", "both", "figure7", ROWS)
 IDS = [each.trial.identity for each in ROWS]
@@ -105,7 +105,7 @@ def test_params_are_every_knob_as_a_json_literal_and_strings_are_plain(lab: Path
     params = runs_of(lab)[2].data.params
     flat = ROWS[1].trial.flat()
     assert params.keys() == flat.keys()
-    assert params["method.centering"] == "false"
+    assert params["method.operation.kind"] == "none"
     assert params["precision"] == "f32"
     assert params["runtime.data_dir"] == "null"
     assert all(params[knob] in (value, json.dumps(value)) for knob, value in flat.items())

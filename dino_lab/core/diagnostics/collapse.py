@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from dino_lab.core import records
 from dino_lab.core.settings import Settings
 
-Kind = Literal["none", "uniform", "one_prototype"]
+Kind = Literal["none", "uniform", "one_prototype", "constant"]
 
 
 class Collapse(Settings):
-    """Bounds of the verdict, as fractions of ln K so that they hold for any head."""
+    """Bounds of the verdict; those on entropies are fractions of ln K, so that they hold for any head."""
 
     uniform_entropy: float = Field(default=0.98, gt=0, le=1)
     """Teacher entropy / ln K above which targets are uniform, if KL is low too."""
@@ -21,6 +21,8 @@ class Collapse(Settings):
     """Teacher entropy / ln K and marginal entropy / ln K below which all targets are one prototype."""
     low_kl: float = Field(default=0.02, gt=0)
     """KL / ln K below which the student has nothing left to learn from its teacher."""
+    constant_std: float = Field(default=0.02, ge=0, lt=1)
+    """Std of outputs below which all images have the same, where outputs are vectors and not distributions."""
     certain_steps: int = Field(default=40, ge=0)
     """Steps for which the bounds must be crossed without a break before the verdict is given."""
 
@@ -43,21 +45,28 @@ class Verdict:
     suspected: Kind = "none"
     suspected_since: int = 0
 
-    def after(self, step: int, values: dict[str, float], *, out_dim: int, bounds: Collapse) -> "Verdict":
-        """The verdict with one more record; a collapse that ends is taken back."""
+    def after(self, step: int, values: dict[str, float], *, out_dim: int | None, bounds: Collapse) -> "Verdict":
+        """The verdict with one more record; a collapse that ends is taken back.
+
+        `out_dim` is K of the targets, None for a method that has none.
+        """
         sign = _sign(values, out_dim=out_dim, bounds=bounds)
         since = self.suspected_since if sign == self.suspected else step
-        if sign == "none" or step - since < bounds.certain_steps:
+        certain = step - since >= bounds.certain_steps
+        if sign == "none" or not certain:
             return Verdict(suspected=sign, suspected_since=since)
         return Verdict(kind=sign, onset_step=since, suspected=sign, suspected_since=since)
 
 
-def _sign(values: dict[str, float], *, out_dim: int, bounds: Collapse) -> Kind:
+def _sign(values: dict[str, float], *, out_dim: int | None, bounds: Collapse) -> Kind:
     """What this record alone looks like.
 
     Uniform: every target is flat, and the student has followed. One prototype: every target is one-hot, and
-    on the same prototype (a sharp healthy teacher has low entropy, but a high one of the mean target).
+    on the same prototype (a sharp healthy teacher has low entropy, but a high one of the mean target). Constant:
+    outputs without prototypes are the same for every image.
     """
+    if out_dim is None:
+        return "constant" if values.get(records.OUTPUT_STD, math.inf) <= bounds.constant_std else "none"
     scale = math.log(out_dim)
     entropy = values[records.TEACHER_ENTROPY] / scale
     if values[records.KL] / scale > bounds.low_kl:

@@ -17,12 +17,12 @@ def marginal_entropy(targets: Float[Tensor, "G B K"]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def embedding_std(features: Float[Tensor, "G B D"]) -> Float[Tensor, ""]:
-    """Standard deviation over images of l2-normalised features, mean over dimensions, times sqrt(D).
+def spread(vectors: Float[Tensor, "G B D"]) -> Float[Tensor, ""]:
+    """Standard deviation over images of l2-normalised vectors, mean over dimensions, times sqrt(D).
 
-    0 if all features are the same, about 1 if they are spread over the sphere.
+    0 if all are the same, about 1 if they are spread over the sphere.
 
     Source: SimSiam (arXiv:2011.10566), section 4.1.
     """
-    normalised = F.normalize(features.flatten(0, 1), dim=-1)
-    return normalised.std(dim=0).mean() * math.sqrt(features.shape[-1])
+    normalised = F.normalize(vectors.flatten(0, 1), dim=-1)
+    return normalised.std(dim=0).mean() * math.sqrt(vectors.shape[-1])

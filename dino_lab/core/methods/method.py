@@ -1,28 +1,38 @@
 """What the trainer asks of a method, and what it tells it."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from jaxtyping import Float
-from torch import Tensor
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
-from dino_lab.core.networks.network import Network
+from dino_lab.core.schedules import Now
 
 
 class Batch(NamedTuple):
-    """The crops of B images: what the teacher sees, and what the student sees besides."""
+    """The crops of B images: what the teacher sees, what the student sees besides, and the class of each image."""
 
     global_crops: Float[Tensor, "G B 3 S S"]
     local_crops: Float[Tensor, "L B 3 s s"]
+    labels: Int64[Tensor, "B"]
+
+    def split(self, parts: int) -> "list[Batch]":
+        """The same images in so many batches of equal size."""
+        chunks = (self.global_crops.chunk(parts, 1), self.local_crops.chunk(parts, 1), self.labels.chunk(parts))
+        return [Batch(*part) for part in zip(*chunks, strict=True)]
 
 
-@dataclass(frozen=True)
-class Now:
-    """Where training stands: scheduled values of this step, and whether a record of it is due."""
+class Surroundings(NamedTuple):
+    """What a method may need to know of its trial besides its settings."""
 
-    epoch: int
-    momentum_teacher: float
-    measured: bool
+    classes_number: int
+    image_size: int
+    """Side of a global crop, pixels."""
+    trials_dir: Path
+    """Where the other trials of the lab have their folders."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +40,52 @@ class Outcome:
     """A loss, what it was made of, and, where a record is due, what it measures of itself."""
 
     loss: Float[Tensor, ""]
-    targets: Float[Tensor, "G B K"]
-    teacher_features: Float[Tensor, "G B D"]
+    features: Float[Tensor, "G B D"]
+    """The backbone's, float32, of the teacher if there is one."""
+    targets: Float[Tensor, "G B K"] | None = None
+    """Distributions that the student learns from."""
+    outputs: Float[Tensor, "G B K"] | None = None
+    """Vectors of length 1 that the student learns from, where there are no distributions."""
     measures: dict[str, float | Tensor] = field(default_factory=dict)
 
 
 class Method(Protocol):
-    """A way to train a student. Only `after_step` changes state; all of it is in `state_dict`."""
+    """A way to train a student, as an nn.Module. Only `after_step` changes state; all of it is in `state_dict`."""
 
-    student: Network
-    teacher: Network
+    student: nn.Module
+    """What the optimiser moves: with a backbone, and whatever is learned with it."""
 
-    def loss(self, batch: Batch, now: Now) -> Outcome: ...
+    def loss(self, batch: Batch, now: Now) -> Outcome:
+        """Of one batch, or of one of several parts of a step's batch, which are then called in turn."""
+        ...
 
-    def after_step(self, now: Now) -> None: ...
+    def after_step(self, now: Now) -> None:
+        """After the optimiser has moved the student."""
+        ...
+
+    def held(self, now: Now) -> Iterable[nn.Parameter]:
+        """Parameters of the student that do not move in this step."""
+        ...
+
+    def encoders(self) -> dict[str, nn.Module]:
+        """Images to features by role: the student, and the teacher if there is one. The first is the one to judge."""
+        ...
+
+
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """The outcome of a whole batch from those of its equal parts: means, and what belongs to images side by side."""
+    if len(outcomes) == 1:
+        return outcomes[0]
+
+    def beside(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present, dim=1) if present else None
+
+    names = outcomes[0].measures
+    return Outcome(
+        loss=torch.stack([outcome.loss for outcome in outcomes]).mean(),
+        features=torch.cat([outcome.features for outcome in outcomes], dim=1),
+        targets=beside([outcome.targets for outcome in outcomes]),
+        outputs=beside([outcome.outputs for outcome in outcomes]),
+        measures={name: sum(float(each.measures[name]) for each in outcomes) / len(outcomes) for name in names},
+    )

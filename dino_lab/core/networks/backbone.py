@@ -1,4 +1,4 @@
-"""The backbone: a timm vision transformer, run for its CLS feature on crops of several sizes."""
+"""The backbone: a timm network, run for one feature an image on crops of several sizes."""
 
 import difflib
 import math
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,12 +16,15 @@ from dino_lab.core.settings import KnobError, Settings
 
 
 class Backbone(Settings):
-    """A timm vision transformer by name; dimensions that are set replace those of the name."""
+    """A timm network by name: a plain vision transformer, an XCiT or a ResNet.
+
+    Dimensions that are set replace those of the name; a ResNet has none of them.
+    """
 
     name: str = "vit_small_patch16_224"
-    """timm's name of a plain vision transformer."""
+    """timm's name of it."""
     patch_size: int | None = Field(default=None, ge=1)
-    """Side of a patch, pixels; None takes the name's own."""
+    """Side of a patch, pixels; None takes the name's own. An XCiT has its own alone."""
     embed_dim: int | None = Field(default=None, ge=1)
     """D, the dimension of a feature; None takes the name's own."""
     depth: int | None = Field(default=None, ge=1)
@@ -33,51 +36,85 @@ class Backbone(Settings):
 
     @property
     def patch_pixels(self) -> int:
-        """Side of a patch, read from the name where it is not set."""
-        found = re.search(r"patch(\d+)", self.name)
-        return self.patch_size or (int(found[1]) if found else 16)
+        """Side of a patch, read from the name where it is not set; 1 for networks without patches."""
+        found = re.search(r"_p(?:atch)?(\d+)", self.name)
+        return self.patch_size or (int(found[1]) if found else 1)
 
-    def build(self, image_size: int) -> "VisionTransformer":
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it is a plain vision transformer, which can hide patches and give a feature for each."""
+        return self.name.startswith(("vit_", "deit_"))
+
+    def build(self, image_size: int) -> "VisionTransformer | Pooled":
         """Builds it for position embeddings of `image_size` pixels; crops of other sizes are interpolated to.
 
         Raises:
-            KnobError: timm does not know the name, it is no plain vision transformer, or its dimensions do not fit.
+            KnobError: timm does not know the name, it is of another family, or its dimensions do not fit.
         """
         import timm  # here, since it takes two seconds that planning a sweep need not wait for
 
         if not timm.is_model(self.name):
-            near = difflib.get_close_matches(self.name, timm.list_models("*vit*"), n=3)
+            near = difflib.get_close_matches(self.name, timm.list_models(), n=3)
             raise KnobError(f"backbone.name = {self.name!r}: unknown to timm; did you mean {' or '.join(near)}?")
-        if not timm.models.is_model_in_modules(self.name, {"vision_transformer", "deit"}):
-            raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
-        chosen: dict[str, Any] = {"patch_size": self.patch_size, "embed_dim": self.embed_dim, "depth": self.depth}
-        chosen["num_heads"] = self.num_heads
+        if timm.models.is_model_in_modules(self.name, {"vision_transformer", "deit"}):
+            vit = self._create({"img_size": image_size})
+            if not _is_plain(vit):
+                raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
+            return VisionTransformer(vit)
+        if timm.models.is_model_in_modules(self.name, {"xcit"}):
+            return Pooled(self._create({"img_size": image_size}))
+        if timm.models.is_model_in_modules(self.name, {"resnet"}):
+            return Pooled(self._create({}))
+        raise KnobError(f"backbone.name = {self.name!r}: allowed are plain vision transformers, XCiTs and ResNets")
+
+    def _create(self, further: dict[str, Any]) -> Any:
+        import timm
+
+        chosen: dict[str, Any] = {
+            "patch_size": self.patch_size,
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+        }
+        chosen = {name: value for name, value in chosen.items() if value is not None}
         try:
-            vit: Any = timm.create_model(
+            return timm.create_model(
                 self.name,
                 pretrained=False,
                 num_classes=0,
-                img_size=image_size,
                 drop_path_rate=self.drop_path_rate,
-                **{name: value for name, value in chosen.items() if value is not None},
+                **chosen,
+                **further,
             )
-        except AssertionError as error:
-            raise KnobError(
-                f"backbone.embed_dim = {self.embed_dim}, backbone.num_heads = {self.num_heads}: {error}"
-            ) from None
-        plain = type(vit).__name__ == "VisionTransformer"
-        plain = plain and type(vit.norm_pre) is type(vit.patch_embed.norm) is nn.Identity
-        plain = plain and {type(block).__name__ for block in vit.blocks} == {"Block"}
-        plain = plain and type(vit.blocks[0].attn.q_norm) is nn.Identity
-        if (
-            not plain
-            or vit.cls_token is None
-            or vit.pos_embed is None
-            or vit.num_prefix_tokens != 1
-            or vit.pos_embed.shape[1] != vit.patch_embed.num_patches + 1
-        ):
-            raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
-        return VisionTransformer(vit)
+        except (AssertionError, TypeError) as error:
+            knobs = ", ".join(f"backbone.{name} = {value}" for name, value in chosen.items())
+            raise KnobError(f"{knobs}: not possible with backbone.name = {self.name!r}: {error}") from None
+
+
+def _is_plain(vit: Any) -> bool:
+    """Whether a timm ViT has nothing that `VisionTransformer` would leave out."""
+    return (
+        type(vit).__name__ == "VisionTransformer"
+        and type(vit.norm_pre) is type(vit.patch_embed.norm) is nn.Identity
+        and {type(block).__name__ for block in vit.blocks} == {"Block"}
+        and type(vit.blocks[0].attn.q_norm) is nn.Identity
+        and vit.cls_token is not None
+        and vit.pos_embed is not None
+        and vit.num_prefix_tokens == 1
+        and vit.pos_embed.shape[1] == vit.patch_embed.num_patches + 1
+    )
+
+
+class Pooled(nn.Module):
+    """A timm network whose own forward gives one feature an image: a ResNet's mean, an XCiT's CLS token."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.embed_dim: int = model.num_features
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        return self.model(images)  # type: ignore[no-any-return]
 
 
 _Attention: TypeAlias = Callable[[Any, Tensor], Tensor]
@@ -101,14 +138,35 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(vit.cls_token, std=0.02)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        patches = self.vit.patch_embed.proj(images)
-        cls = self.vit.cls_token.expand(len(images), -1, -1)
-        x = torch.cat([cls, patches.flatten(2).mT], dim=1) + self._position(*patches.shape[-2:])
+        """The CLS token's feature."""
         *blocks, last = self.vit.blocks
+        x = self.tokens(images)
         for block in blocks:
             x = self._block(block, x, x, _attention)
         features: Tensor = self.vit.norm(self._block(last, x[:, :1], x, _cls_attention))[:, 0]
         return features
+
+    def tokens(
+        self,
+        images: Float[Tensor, "B 3 H W"],
+        *,
+        hidden: Bool[Tensor, "B N"] | None = None,
+        mask_token: Float[Tensor, "D"] | None = None,
+    ) -> Float[Tensor, "B 1+N D"]:
+        """CLS token and patches with their positions, before the first block; `mask_token` in place of the hidden."""
+        grid = self.vit.patch_embed.proj(images)
+        patches = grid.flatten(2).mT
+        if hidden is not None:
+            assert mask_token is not None
+            patches = torch.where(hidden[..., None], mask_token.to(patches.dtype), patches)
+        cls = self.vit.cls_token.expand(len(images), -1, -1)
+        return torch.cat([cls, patches], dim=1) + self._position(*grid.shape[-2:])
+
+    def encode(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """All of these tokens after all blocks and the last norm."""
+        for block in self.vit.blocks:
+            tokens = self._block(block, tokens, tokens, _attention)
+        return self.vit.norm(tokens)  # type: ignore[no-any-return]
 
     def _position(self, height: int, width: int) -> Float[Tensor, "1 N D"]:
         """Position embeddings of a grid of patches, the CLS token's own apart.
@@ -177,3 +235,6 @@ def _cls_attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D
     means = scores.softmax(dim=-1) @ x
     out = torch.einsum("bhc,hdc->bhd", means, weight[2]) + bias[2]
     return attn.proj(out.flatten(1))[:, None]  # type: ignore[no-any-return]
+
+
+BackboneNetwork: TypeAlias = VisionTransformer | Pooled

@@ -1,18 +1,48 @@
-"""The DINO projection head: an MLP, an l2-normalised bottleneck, a weight-normed last layer."""
+"""Heads: features to logits. The paper's, with its l2-normalised bottleneck; a plain MLP; and the predictor."""
 
-import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from dino_lab.core.schedules import Now
 from dino_lab.core.settings import Settings
 
+Activation: TypeAlias = Literal["gelu", "relu"]
 
-class Head(Settings):
-    """Knobs of the projection head, the same for student and teacher."""
 
+class Head(nn.Module):
+    """Features to logits in two parts, between which a predictor has its place."""
+
+    projected_dim: int
+    """Dimension between the parts."""
+
+    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
+        raise NotImplementedError
+
+    def logits(self, projected: Float[Tensor, "*B P"]) -> Float[Tensor, "*B K"]:
+        raise NotImplementedError
+
+    def forward(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        return self.logits(self.project(features))
+
+    def held(self, now: Now) -> Iterable[nn.Parameter]:
+        """Parameters that do not move in this step."""
+        return ()
+
+
+# ---------------------------------------------------------------------------------------------- the paper's head
+
+
+class BottleneckHeadSettings(Settings):
+    """The paper's head: an MLP, an l2-normalised bottleneck, a weight-normed last layer."""
+
+    kind: Literal["l2_bottleneck"] = "l2_bottleneck"
+    """Which kind of head."""
     out_dim: int = Field(default=65536, ge=2, le=262144)
     """K, the number of prototypes: the dimension of the logits."""
     hidden_dim: int = Field(default=2048, ge=1)
@@ -21,23 +51,59 @@ class Head(Settings):
     """Dimension that is l2-normalised before the last layer."""
     layers_number: int = Field(default=3, ge=1)
     """Linear layers before the last one."""
+    activation: Activation = "gelu"
+    """Between the linear layers."""
+    batch_norm: bool = False
+    """Batch normalisation after each hidden linear layer."""
     norm_last_layer: bool = True
     """Holds the length of each prototype at 1; False lets it be learned."""
+    freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
+    """Epochs during which the last layer is held; may be a fraction."""
 
-    @property
-    def entropy_of_uniform(self) -> float:
-        """ln K, the largest entropy that targets can have, nats."""
-        return math.log(self.out_dim)
-
-    def build(self, embed_dim: int) -> "DINOHead":
-        return DINOHead(
-            embed_dim,
+    def build(self, embed_dim: int) -> "BottleneckHead":
+        widths = [embed_dim, *[self.hidden_dim] * (self.layers_number - 1), self.bottleneck_dim]
+        return BottleneckHead(
+            mlp(widths, activation=self.activation, batch_norm=self.batch_norm),
+            self.bottleneck_dim,
             out_dim=self.out_dim,
-            hidden_dim=self.hidden_dim,
-            bottleneck_dim=self.bottleneck_dim,
-            layers_number=self.layers_number,
             norm_last_layer=self.norm_last_layer,
+            freeze_last_layer_epochs=self.freeze_last_layer_epochs,
         )
+
+
+class BottleneckHead(Head):
+    """Features to logits, which are cosines with the prototypes while those have length 1.
+
+    Source: DINO (arXiv:2104.14294), Appendix C; vision_transformer.py, DINOHead.
+    """
+
+    def __init__(
+        self,
+        layers: nn.Sequential,
+        bottleneck_dim: int,
+        *,
+        out_dim: int,
+        norm_last_layer: bool,
+        freeze_last_layer_epochs: float,
+    ) -> None:
+        super().__init__()
+        self.mlp = layers
+        self.projected_dim = bottleneck_dim
+        self.freeze_last_layer_epochs = freeze_last_layer_epochs
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, learn_length=not norm_last_layer)
+
+    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
+        return self.mlp(features)  # type: ignore[no-any-return]
+
+    def logits(self, projected: Float[Tensor, "*B P"]) -> Float[Tensor, "*B K"]:
+        return self.last_layer(F.normalize(projected, dim=-1))  # type: ignore[no-any-return]
+
+    def held(self, now: Now) -> Iterable[nn.Parameter]:
+        return self.last_layer.parameters() if now.step < self.freeze_last_layer_epochs * now.steps_per_epoch else ()
 
 
 class WeightNormLinear(nn.Module):
@@ -57,33 +123,86 @@ class WeightNormLinear(nn.Module):
         return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
 
 
-class DINOHead(nn.Module):
-    """Features to logits.
+# ---------------------------------------------------------------------------------------------------- plain MLPs
 
-    Source: DINO (arXiv:2104.14294), Appendix C; vision_transformer.py, DINOHead.
+
+class MLPHeadSettings(Settings):
+    """An MLP without a bottleneck: what BYOL and MoCo project with, and the paper's head without l2 normalisation."""
+
+    kind: Literal["mlp"] = "mlp"
+    """Which kind of head."""
+    out_dim: int = Field(default=256, ge=2, le=262144)
+    """K, the dimension of the output."""
+    hidden_dim: int = Field(default=4096, ge=1)
+    """Width of the hidden layers."""
+    layers_number: int = Field(default=2, ge=1)
+    """Linear layers, the last one included."""
+    activation: Activation = "relu"
+    """Between the linear layers."""
+    batch_norm: bool = True
+    """Batch normalisation after each hidden linear layer."""
+
+    def build(self, embed_dim: int) -> "MLPHead":
+        widths = [embed_dim, *[self.hidden_dim] * (self.layers_number - 1), self.out_dim]
+        return MLPHead(mlp(widths, activation=self.activation, batch_norm=self.batch_norm), self.out_dim)
+
+
+class MLPHead(Head):
+    """Features to outputs; a predictor has its place after it."""
+
+    def __init__(self, layers: nn.Sequential, out_dim: int) -> None:
+        super().__init__()
+        self.mlp = layers
+        self.projected_dim = out_dim
+
+    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
+        return self.mlp(features)  # type: ignore[no-any-return]
+
+    def logits(self, projected: Float[Tensor, "*B P"]) -> Float[Tensor, "*B K"]:
+        return projected
+
+
+class NoPredictor(Settings):
+    """The student's output is compared as it is."""
+
+    kind: Literal["none"] = "none"
+    """Whether the student predicts."""
+
+    def build(self, projected_dim: int) -> None:
+        return None
+
+
+class MLPPredictor(Settings):
+    """An MLP that only the student has: from its projection to the teacher's, as in BYOL.
+
+    With the paper's head it stands before the l2 normalisation of the bottleneck; the paper does not say where its
+    row with a predictor has it.
+
+    Source: BYOL (arXiv:2006.07733), section 3.2.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        *,
-        out_dim: int,
-        hidden_dim: int,
-        bottleneck_dim: int,
-        layers_number: int,
-        norm_last_layer: bool,
-    ) -> None:
-        super().__init__()
-        widths = [embed_dim, *[hidden_dim] * (layers_number - 1), bottleneck_dim]
-        layers: list[nn.Module] = []
-        for i in range(layers_number):
-            layers += [nn.Linear(widths[i], widths[i + 1]), nn.GELU()]
-        self.mlp = nn.Sequential(*layers[:-1])
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, learn_length=not norm_last_layer)
+    kind: Literal["mlp"] = "mlp"
+    """Whether the student predicts."""
+    hidden_dim: int = Field(default=4096, ge=1)
+    """Width of its hidden layer."""
+    activation: Activation = "relu"
+    """After its hidden layer."""
+    batch_norm: bool = True
+    """Batch normalisation of its hidden layer."""
 
-    def forward(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1))  # type: ignore[no-any-return]
+    def build(self, projected_dim: int) -> nn.Module:
+        widths = [projected_dim, self.hidden_dim, projected_dim]
+        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm)
+
+
+def mlp(widths: list[int], *, activation: Activation, batch_norm: bool) -> nn.Sequential:
+    """Linear layers of these widths, with normalisation and activation after all but the last; torch's own start."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        norm = [nn.BatchNorm1d(after)] if batch_norm else []
+        layers += [nn.Linear(before, after), *norm, nn.GELU() if activation == "gelu" else nn.ReLU()]
+    return nn.Sequential(*layers[: -2 if batch_norm else -1])
+
+
+HeadSettings: TypeAlias = Annotated[BottleneckHeadSettings | MLPHeadSettings, Field(discriminator="kind")]
+PredictorSettings: TypeAlias = Annotated[NoPredictor | MLPPredictor, Field(discriminator="kind")]

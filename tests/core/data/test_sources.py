@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
 from dino_lab.core.data.shapes import FACTORS, draw
-from dino_lab.core.data.sources import DataSettings, Digits, Shapes, _kept
+from dino_lab.core.data.sources import DataSettings, Digits, ImageFolder, Shapes, _kept
 from dino_lab.core.settings import KnobError
 
 SMALL = Shapes(image_size=16, train_images=12, test_images=9)
@@ -157,10 +158,10 @@ def test_processes_that_draw_at_once_leave_one_whole_drawing(tmp_path):
 
 
 def test_the_first_to_finish_wins_and_the_other_uses_what_it_left(tmp_path):
-    def quick() -> dict[str, np.ndarray]:
+    def quick(folder: Path) -> dict[str, np.ndarray]:
         return {"images": np.ones(3, np.uint8)}
 
-    def overtaken() -> dict[str, np.ndarray]:
+    def overtaken(folder: Path) -> dict[str, np.ndarray]:
         _kept(tmp_path, {"kind": "race"}, quick)
         return {"images": np.zeros(3, np.uint8)}
 
@@ -178,3 +179,58 @@ def test_kind_chooses_the_data_set():
 def test_digits_refuse_a_size_below_their_own():
     with pytest.raises(KnobError, match="image_size"):
         Digits().but({"image_size": 7})
+
+
+# ------------------------------------------------------------------------------------------------ folders of images
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two classes; one colour an image, in every mode and shape that photographs come in."""
+    root = tmp_path / "photographs"
+    colors = {"train/cat": ["red", "lime"], "train/dog": ["blue"], "val/cat": ["white"], "val/dog": ["black"]}
+    for folder, names in colors.items():
+        (root / folder).mkdir(parents=True)
+        for i, name in enumerate(names):
+            Image.new("RGB", (30 + 10 * i, 20), name).save(root / folder / f"{i}.png")
+    Image.open(root / "train/cat/1.png").convert("P").save(root / "train/cat/2.png")
+    Image.new("L", (16, 16), 128).save(root / "train/dog/1.jpg")
+    Image.new("CMYK", (16, 40), (0, 0, 0, 0)).save(root / "train/dog/2.jpg")
+    return root
+
+
+def test_photographs_of_every_mode_become_squares_with_their_folder_as_class(photographs, tmp_path):
+    settings = ImageFolder(root=str(photographs), image_size=16)
+    train, test = (settings.build(split, tmp_path / "data") for split in ("train", "test"))
+    expected = [(255, 0, 0), (0, 255, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)]
+    assert train.images.shape == (6, 16, 16, 3)
+    for image, color in zip(train.images, expected, strict=True):
+        assert (image.int() - torch.tensor(color)).abs().max() <= 2
+    assert train.labels["class"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.classes == test.classes == {"class": ("cat", "dog")}
+    assert test.labels["class"].tolist() == [0, 1]
+
+
+def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
+    wide = np.zeros((20, 60, 3), dtype=np.uint8)
+    wide[:, 20:40] = 200
+    (tmp_path / "photographs/train/only").mkdir(parents=True)
+    Image.fromarray(wide).save(tmp_path / "photographs/train/only/wide.png")
+    settings = ImageFolder(root=str(tmp_path / "photographs"), image_size=10)
+    image = settings.build("train", tmp_path / "data").images[0].int()
+    assert (image[:, 1:-1] - 200).abs().max() <= 20  # bicubic rings at an edge
+
+
+def test_photographs_are_decoded_once_and_found_by_their_names(photographs, tmp_path):
+    settings = ImageFolder(root=str(photographs), image_size=16)
+    first = settings.build("train", tmp_path / "data")
+    (photographs / "train/cat/0.png").write_bytes(b"no image any more")
+    assert settings.build("train", tmp_path / "data").digest == first.digest
+    (photographs / "train/cat/0.png").rename(photographs / "train/cat/other.png")
+    with pytest.raises(ValueError, match=r"cat/other\.png: cannot be decoded"):
+        settings.build("train", tmp_path / "data")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.root = 'nowhere'"):
+        ImageFolder(root="nowhere").build("train", tmp_path)

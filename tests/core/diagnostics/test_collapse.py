@@ -102,3 +102,48 @@ def test_bounds_are_fractions_of_ln_k(state: tuple[float, float, float], kind: s
 def test_bounds_that_overlap_are_refused() -> None:
     with pytest.raises(KnobError, match=r"one_prototype_entropy = 0.5: must be below collapse.uniform_entropy = 0.4"):
         Collapse().but({"uniform_entropy": 0.4, "one_prototype_entropy": 0.5})
+
+
+# ----------------------------------------------------------------------------- outputs that are no distributions
+
+
+def verdicts_on_outputs(stds: Iterable[float | None], *, bounds: Collapse = BOUNDS) -> list[Verdict]:
+    """After each record, ten steps apart, of a method without targets; None is a method without outputs too."""
+    verdict, seen = Verdict(), []
+    for i, std in enumerate(stds, start=1):
+        shown = {records.LOSS: 0.0} if std is None else {records.LOSS: 0.0, records.OUTPUT_STD: std}
+        verdict = verdict.after(10 * i, shown, out_dim=None, bounds=bounds)
+        seen.append(verdict)
+    return seen
+
+
+def test_equal_outputs_are_called_constant_once_certain_and_dated_to_their_first_record() -> None:
+    seen = verdicts_on_outputs([0.9] * 3 + [0.001] * 6)
+    assert [verdict.kind for verdict in seen] == ["none"] * 7 + ["constant"] * 2
+    assert [verdict.onset_step for verdict in seen] == [None] * 7 + [40, 40]
+
+
+def test_outputs_that_differ_again_take_the_verdict_back() -> None:
+    seen = verdicts_on_outputs([0.001] * 8 + [0.9] + [0.001] * 8)
+    assert [seen[7].kind, seen[8].kind] == ["constant", "none"]
+    assert (seen[-1].kind, seen[-1].onset_step) == ("constant", 100)
+
+
+@pytest.mark.parametrize(("std", "kind"), [(0.0, "constant"), (0.019, "constant"), (0.021, "none"), (1.0, "none")])
+def test_the_bound_of_constant_outputs_is_the_knobs(std: float, kind: str) -> None:
+    assert verdicts_on_outputs([std] * 5)[-1].kind == kind
+    assert verdicts_on_outputs([std * 10] * 5, bounds=Collapse(constant_std=0.2))[-1].kind == kind
+
+
+@pytest.mark.parametrize("std", [None, math.nan])
+def test_a_method_without_outputs_or_with_a_single_one_is_called_none(std: float | None) -> None:
+    """A deviation over a single image is not a number."""
+    assert {verdict.kind for verdict in verdicts_on_outputs([std] * 50)} == {"none"}
+
+
+@pytest.mark.parametrize(("state", "kind"), [(HEALTHY, "none"), (UNIFORM, "uniform"), (ONE_PROTOTYPE, "one_prototype")])
+def test_where_there_are_targets_they_are_judged_and_not_the_outputs(
+    state: tuple[float, float, float], kind: str
+) -> None:
+    shown = values(state) | {records.OUTPUT_STD: 0.0}
+    assert Verdict().after(10, shown, out_dim=K, bounds=Collapse(certain_steps=0)).kind == kind

@@ -1,3 +1,4 @@
+import copy
 import math
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dino_lab.core.networks.backbone import Backbone, VisionTransformer, _add_branch
+from dino_lab.core.networks.backbone import Backbone, Pooled, VisionTransformer, _add_branch
 from dino_lab.core.settings import KnobError
 
 TINY = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "drop_path_rate": 0.0}
@@ -19,6 +20,12 @@ def tiny(name: str = "vit_tiny_patch16_224", **knobs: Any) -> Backbone:
 
 def built(backbone: Backbone, image_size: int) -> VisionTransformer:
     """With all weights drawn, so that nothing is zero or one by its start."""
+    network = drawn(backbone, image_size)
+    assert isinstance(network, VisionTransformer)
+    return network
+
+
+def drawn(backbone: Backbone, image_size: int) -> VisionTransformer | Pooled:
     torch.manual_seed(0)
     network = backbone.build(image_size)
     with torch.no_grad():
@@ -63,14 +70,24 @@ def test_gradients_are_timms_own() -> None:
 
 
 def test_dimensions_that_are_not_set_are_the_names_own() -> None:
-    vit = Backbone(name="vit_tiny_patch16_224").build(32).vit
+    vit = built(Backbone(name="vit_tiny_patch16_224"), 32).vit
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
     assert {n: p.shape for n, p in vit.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
 
 
 @pytest.mark.parametrize(
     ("name", "patch_size", "pixels"),
-    [("vit_tiny_patch16_224", None, 16), ("vit_small_patch14_dinov2", None, 14), ("vit_tiny_patch16_224", 4, 4)],
+    [
+        ("vit_tiny_patch16_224", None, 16),
+        ("vit_small_patch14_dinov2", None, 14),
+        ("vit_tiny_patch16_224", 4, 4),
+        ("deit_tiny_patch16_224", None, 16),
+        ("vit_base_patch32_384", None, 32),
+        ("xcit_nano_12_p16_224", None, 16),
+        ("xcit_small_24_p8_384", None, 8),
+        ("resnet18", None, 1),
+        ("resnext50_32x4d", None, 1),
+    ],
 )
 def test_the_patch_size_is_read_from_the_name_where_it_is_not_set(
     name: str, patch_size: int | None, pixels: int
@@ -78,10 +95,195 @@ def test_the_patch_size_is_read_from_the_name_where_it_is_not_set(
     assert Backbone(name=name, patch_size=patch_size).patch_pixels == pixels
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2", "xcit_nano_12_p8_224"])
+def test_the_patch_size_of_the_name_is_that_of_the_network(name: str) -> None:
+    backbone = Backbone(name=name, embed_dim=24, depth=1, num_heads=3)
+    network = backbone.build(8 * backbone.patch_pixels)
+    grid: list[int] = []
+    first = network.vit.patch_embed.proj if isinstance(network, VisionTransformer) else network.model.patch_embed.proj
+    first.register_forward_hook(lambda module, images, output: grid.extend(output.shape[-2:]))
+    network(crops(8 * backbone.patch_pixels))
+    assert grid == [8, 8]
+
+
 def test_the_cls_token_starts_as_the_references() -> None:
     torch.manual_seed(0)
     tokens = torch.cat([tiny().build(16).vit.cls_token.flatten() for _ in range(20)])
     assert tokens.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+# ----------------------------------------------------------------------------------------------------- tokens
+
+
+def some_hidden(side: int, number: int = 3) -> Tensor:
+    """About half of the patches, others in each image."""
+    return torch.rand(number, side * side, generator=torch.Generator().manual_seed(4)) < 0.5
+
+
+def patches(values: Tensor, side: int, patch_size: int) -> Tensor:
+    """A map of pixels from one value a patch."""
+    grid = values.unflatten(1, (side, side))[:, None]
+    return grid.repeat_interleave(patch_size, dim=2).repeat_interleave(patch_size, dim=3)
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+@pytest.mark.parametrize("size", [8, 16, 24])
+def test_the_first_encoded_token_is_the_feature(name: str, size: int) -> None:
+    network = built(tiny(name), 16).eval()
+    tokens = network.tokens(crops(size))
+    assert tokens.shape == (3, 1 + (size // 8) ** 2, 24)
+    torch.testing.assert_close(network.encode(tokens)[:, 0], network(crops(size)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+def test_encoded_tokens_are_timms_own(name: str) -> None:
+    network = built(tiny(name), 32).eval()
+    theirs = network.vit.forward_features(crops(32))
+    torch.testing.assert_close(network.encode(network.tokens(crops(32))), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_through_tokens_and_encode_are_timms_own() -> None:
+    network = built(tiny(), 16)
+    weights = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(2))
+    found = []
+    for tokens in (network.encode(network.tokens(crops(16))), network.vit.forward_features(crops(16))):
+        network.zero_grad()
+        (tokens * weights).sum().backward()
+        found.append([parameter.grad.clone() for parameter in network.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_pixels_of_hidden_patches_do_not_influence_any_token(side: int) -> None:
+    network = built(tiny(), 16).eval()
+    hidden, mask_token = some_hidden(side), torch.randn(24)
+    images = crops(8 * side)
+    others = torch.where(patches(hidden, side, 8), torch.randn_like(images), images)
+    assert not torch.equal(network.tokens(images), network.tokens(others))
+    tokens = network.tokens(images, hidden=hidden, mask_token=mask_token)
+    assert torch.equal(tokens, network.tokens(others, hidden=hidden, mask_token=mask_token))
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_a_hidden_patch_is_the_mask_token_at_its_place_and_the_others_are_as_they_were(side: int) -> None:
+    network = built(tiny(), 16)
+    hidden, mask_token = some_hidden(side), torch.randn(24)
+    plain = network.tokens(crops(8 * side))
+    tokens = network.tokens(crops(8 * side), hidden=hidden, mask_token=mask_token)
+    position = network._position(side, side)[0]
+    assert hidden.any()
+    assert not hidden.all()
+    for image in range(3):
+        assert torch.equal(tokens[image, 0], plain[image, 0])
+        for patch in range(side * side):
+            ours = tokens[image, 1 + patch]
+            if hidden[image, patch]:
+                torch.testing.assert_close(ours, mask_token + position[1 + patch])
+            else:
+                assert torch.equal(ours, plain[image, 1 + patch])
+
+
+def test_the_mask_token_gets_a_gradient_for_each_hidden_patch() -> None:
+    network = built(tiny(), 16)
+    hidden, mask_token = some_hidden(2), torch.zeros(24, requires_grad=True)
+    network.tokens(crops(16), hidden=hidden, mask_token=mask_token).sum().backward()
+    torch.testing.assert_close(mask_token.grad, torch.full((24,), float(hidden.sum())))
+
+
+def test_the_order_of_tokens_changes_nothing_but_their_order() -> None:
+    network = built(tiny(), 32).eval()
+    tokens = network.tokens(crops(32))
+    order = torch.randperm(17, generator=torch.Generator().manual_seed(5))
+    torch.testing.assert_close(network.encode(tokens[:, order]), network.encode(tokens)[:, order], rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_that_are_left_out_have_no_influence() -> None:
+    network = built(tiny(), 32).eval()
+    tokens = network.tokens(crops(32))
+    kept = [0, 3, 5, 16]
+    theirs = tokens[:, kept]
+    for block in network.vit.blocks:
+        theirs = block(theirs)
+    torch.testing.assert_close(network.encode(tokens[:, kept]), network.vit.norm(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_drop_path_is_in_encode_too() -> None:
+    network = built(tiny(drop_path_rate=0.5), 16)
+    tokens = network.tokens(crops(16, number=8))
+    assert not torch.equal(network.encode(tokens), network.encode(tokens))
+    network.eval()
+    assert torch.equal(network.encode(tokens), network.encode(tokens))
+
+
+# ------------------------------------------------------------------------------------------- XCiTs and ResNets
+
+XCIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [
+        ("xcit_nano_12_p16_224", XCIT),
+        ("xcit_nano_12_p8_224", XCIT),
+        ("xcit_tiny_12_p16_224", {"depth": 1}),
+        ("resnet18", {}),
+        ("resnet10t", {}),
+    ],
+)
+@pytest.mark.parametrize("size", [32, 64])
+def test_pooled_features_are_timms_own_forward(name: str, knobs: dict[str, int], size: int) -> None:
+    """Whatever the size of the crop; the ResNet's is the mean of its last map, the XCiT's its CLS token."""
+    network = drawn(Backbone(name=name, **knobs), 32)
+    assert isinstance(network, Pooled)
+    network(crops(32))  # so that running statistics are not those of the start
+    network.eval()
+    theirs = timm.create_model(name, num_classes=0, **knobs).eval()
+    theirs.load_state_dict(network.model.state_dict())
+    features = network(crops(size))
+    assert features.shape == (3, network.embed_dim)
+    torch.testing.assert_close(features, theirs(crops(size)), rtol=1e-5, atol=1e-5)
+    maps = theirs.forward_features(crops(size))
+    ours = maps.mean(dim=(2, 3)) if name.startswith("resnet") else maps[:, 0]
+    torch.testing.assert_close(features, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "embed_dim"), [("resnet18", 512), ("resnet50", 2048), ("xcit_nano_12_p16_224", 128)])
+def test_dimensions_of_a_feature_are_the_names_own(name: str, embed_dim: int) -> None:
+    network = Backbone(name=name).build(32)
+    assert network.embed_dim == embed_dim
+    assert network.eval()(crops(32)).shape == (3, embed_dim)
+
+
+def test_dimensions_that_are_set_are_those_of_an_xcit() -> None:
+    network = Backbone(name="xcit_nano_12_p16_224", **XCIT).build(32)
+    assert isinstance(network, Pooled)
+    assert (network.embed_dim, len(network.model.blocks)) == (32, 2)
+    assert network.model.blocks[0].attn.num_heads == 2
+
+
+@pytest.mark.parametrize(("name", "knobs"), [("xcit_nano_12_p16_224", XCIT), ("resnet18", {})])
+def test_drop_path_of_a_pooled_network_is_the_knobs_and_is_off_in_evaluation(name: str, knobs: dict[str, int]) -> None:
+    network = drawn(Backbone(name=name, drop_path_rate=0.4, **knobs), 32)
+    rates = [module.drop_prob for module in network.modules() if isinstance(module, timm.layers.DropPath)]
+    assert max(rates) == pytest.approx(0.4)
+    without = copy.deepcopy(network).eval()
+    for module in without.modules():
+        if isinstance(module, timm.layers.DropPath):
+            module.drop_prob = 0.0
+    assert not torch.equal(network(crops(32, number=8)), network(crops(32, number=8)))
+    network.load_state_dict(without.state_dict())  # the running statistics too
+    network.eval()
+    assert torch.equal(network(crops(32)), without(crops(32)))
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs"),
+    [("vit_tiny_patch16_224", TINY), ("deit_tiny_patch16_224", TINY), ("xcit_nano_12_p16_224", XCIT), ("resnet18", {})],
+)
+def test_a_plain_vision_transformer_has_tokens_and_nothing_else(name: str, knobs: dict[str, Any]) -> None:
+    backbone = Backbone(name=name, **knobs)
+    assert isinstance(backbone.build(32), VisionTransformer) is backbone.has_tokens
 
 
 # ---------------------------------------------------------------------------------------- position embeddings
@@ -176,13 +378,26 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "resnet18",
+        "convnext_atto",
+        "efficientnet_b0",
+        "swin_tiny_patch4_window7_224",
+        "vit_tiny_r_s16_p8_224",  # patches of a ResNet
+    ],
+)
+def test_a_network_of_another_family_is_refused(name: str) -> None:
+    with pytest.raises(KnobError, match=f"backbone.name = '{name}': allowed are plain vision transformers, XCiTs"):
+        Backbone(name=name).build(32)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
         "vit_small_patch16_18x2_224",  # parallel blocks
         "vit_base_patch16_siglip_224",  # no CLS token
         "vit_small_patch14_reg4_dinov2",  # registers
         "vit_base_patch16_clip_224",  # a norm before the blocks
         "deit3_small_patch16_224",  # a CLS token without a position
-        "vit_tiny_r_s16_p8_224",  # patches of a ResNet
+        "eva_large_patch14_196",  # the mean of patches with a norm of its own, in place of the CLS token
     ],
 )
 def test_a_network_that_would_be_run_wrongly_is_refused(name: str) -> None:
@@ -190,6 +405,18 @@ def test_a_network_that_would_be_run_wrongly_is_refused(name: str) -> None:
         tiny(name).build(32)
 
 
-def test_heads_that_do_not_divide_the_dimension_are_refused() -> None:
-    with pytest.raises(KnobError, match=r"backbone.embed_dim = 24, backbone.num_heads = 5: dim should be divisible"):
-        tiny("vit_tiny_patch16_224", num_heads=5).build(32)
+@pytest.mark.parametrize("knob", ["patch_size", "embed_dim", "depth", "num_heads"])
+def test_a_knob_that_a_resnet_does_not_have_is_refused_by_name(knob: str) -> None:
+    with pytest.raises(KnobError, match=f"backbone.{knob} = 8: not possible with backbone.name = 'resnet18'"):
+        Backbone(name="resnet18").but({knob: 8}).build(32)
+
+
+def test_a_patch_size_that_an_xcit_cannot_have_is_refused_by_name() -> None:
+    with pytest.raises(KnobError, match=r"backbone.patch_size = 4: not possible with backbone.name = 'xcit_nano"):
+        Backbone(name="xcit_nano_12_p16_224", patch_size=4).build(32)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "xcit_nano_12_p16_224"])
+def test_heads_that_do_not_divide_the_dimension_are_refused(name: str) -> None:
+    with pytest.raises(KnobError, match=r"backbone.embed_dim = 24, .*backbone.num_heads = 5"):
+        Backbone(name=name, embed_dim=24, depth=1, num_heads=5).build(32)

@@ -1,0 +1,259 @@
+"""Masked prediction, BERT's for images: the student names what the teacher sees in patches that it does not see.
+
+Also the masks, and the features of a method that trains patches: what `mae` shares.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from pydantic import Field
+from torch import Tensor, nn
+
+from dino_lab.core import records
+from dino_lab.core.methods.losses import CrossEntropy, entropy
+from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.operations import Centering
+from dino_lab.core.networks.backbone import BackboneNetwork, VisionTransformer
+from dino_lab.core.networks.head import BottleneckHeadSettings, Head
+from dino_lab.core.networks.network import Network
+from dino_lab.core.networks.teacher import Momentum, TeacherSettings
+from dino_lab.core.schedules import Now
+from dino_lab.core.settings import Settings
+
+_SMALLEST_BLOCK = 16
+"""Patches; BEiT's, at 14 x 14 patches an image."""
+_FLATTEST_BLOCK = 0.3
+"""Height / width; the narrowest is its inverse."""
+
+
+class Masked(Settings):
+    """BERT's masked prediction with iBOT's online tokenizer: a momentum teacher gives each patch its distribution.
+
+    Of BERT: the ratio, and a loss on masked places alone. Left out of BERT: 10 % of the chosen places that get a random
+    token and 10 % that stay as they are (here all get the mask token), and next-sentence prediction. Of iBOT: teacher,
+    head and centre. Left out of iBOT: its loss of CLS tokens across crops, which is DINO's; images without a mask;
+    ratios drawn for each image. Local crops are not used.
+
+    Source: BERT (arXiv:1810.04805), section 3.1; iBOT (arXiv:2111.07832), section 3; main_ibot.py.
+    """
+
+    kind: Literal["masked"] = "masked"
+    """Which method."""
+    mask_ratio: float = Field(default=0.15, gt=0, lt=1)
+    """Part of a global crop's patches that the student does not see; rounded to patches, at least one, never all."""
+    blocks: bool = False
+    """Masks rectangles of neighbouring patches, as BEiT; False masks patches anywhere, as BERT masks words."""
+    head: BottleneckHeadSettings = BottleneckHeadSettings(out_dim=8192)
+    """Features of a patch to logits, of student and teacher; as many prototypes as iBOT's."""
+    teacher: TeacherSettings = Momentum()
+    """How the teacher follows the student."""
+    loss: CrossEntropy = CrossEntropy()
+    """Temperatures of student and teacher."""
+    operation: Centering = Centering()
+    """How the teacher's logits are centred."""
+
+    def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "MaskedMethod":
+        """Builds student and teacher.
+
+        Raises:
+            ValueError: the backbone has no patches that can be hidden.
+        """
+        vit, side = with_patches(backbone, surroundings.image_size, method=self.kind)
+        student = MaskedStudent(vit, self.head.build(vit.embed_dim))
+        return MaskedMethod(student, side=side, settings=self, surroundings=surroundings)
+
+
+# --------------------------------------------------------------------------------------------- patches and masks
+
+
+def with_patches(backbone: BackboneNetwork, image_size: int, *, method: str) -> tuple[VisionTransformer, int]:
+    """The backbone, and how many patches lie on a side of a global crop.
+
+    Raises:
+        ValueError: the backbone is no plain vision transformer, or a global crop is a single patch.
+    """
+    if not isinstance(backbone, VisionTransformer):
+        raise ValueError(
+            f"backbone.name: method.kind = {method!r} hides patches, which only a plain vision transformer can do; "
+            "allowed are timm's vit_* and deit_*"
+        )
+    patch: int = backbone.vit.patch_embed.patch_size[0]
+    if image_size < 2 * patch:
+        raise ValueError(
+            f"crops.global_crops_size = {image_size}: is one patch of the backbone's {patch} pixels, "
+            f"of which method.kind = {method!r} can hide none"
+        )
+    return backbone, image_size // patch
+
+
+def hidden_number(mask_ratio: float, patches: int) -> int:
+    """Patches to hide: the nearest number to this part of them, at least one, never all."""
+    return min(max(round(mask_ratio * patches), 1), patches - 1)
+
+
+def random_masks(images: int, patches: int, number: int) -> Bool[Tensor, "B N"]:
+    """Exactly `number` patches of each image, all choices equally likely.
+
+    Drawn on the host from torch's generator, as block masks are: the same on every device.
+    """
+    order = torch.rand(images, patches).argsort(dim=1)
+    return torch.zeros(images, patches, dtype=torch.bool).scatter(1, order[:, :number], True)
+
+
+def block_masks(images: int, side: int, number: int) -> Bool[Tensor, "B N"]:
+    """Exactly `number` patches of each image in rectangles, which may overlap; side x side patches an image.
+
+    Departs from the source in three ways: the last block is cut off, row by row, where the number is reached; what is
+    left when fewer than 16 patches are missing is one more block of about that size; a side longer than the
+    image's is cut to it.
+
+    Source: BEiT (arXiv:2106.08254), Algorithm 1.
+    """
+    line = torch.arange(side)
+    hidden = torch.zeros(images, side, side, dtype=torch.bool)
+    while (missing := number - hidden.sum(dim=(1, 2))).any():
+        smallest = missing.clamp(max=_SMALLEST_BLOCK)
+        area = smallest + torch.rand(images) * (missing - smallest)
+        aspect = torch.exp((2 * torch.rand(images) - 1) * math.log(_FLATTEST_BLOCK))
+        height = (area * aspect).sqrt().round().clamp(1, side)
+        width = (area / aspect).sqrt().round().clamp(1, side)
+        top = (torch.rand(images) * (side - height + 1)).floor()
+        left = (torch.rand(images) * (side - width + 1)).floor()
+        rows = (line >= top[:, None]) & (line < (top + height)[:, None])
+        columns = (line >= left[:, None]) & (line < (left + width)[:, None])
+        block = rows[:, :, None] & columns[:, None, :] & ~hidden
+        within = block.flatten(1).cumsum(dim=1) <= missing[:, None]
+        hidden |= block & within.view_as(block)
+    return hidden.flatten(1)
+
+
+def places(chosen: Bool[Tensor, "B N"]) -> Int64[Tensor, "B M"]:
+    """Where each row is True, in order; every row is so equally often."""
+    return chosen.nonzero()[:, 1].unflatten(0, (len(chosen), -1))  # type: ignore[no-any-return]
+
+
+class PatchMean(nn.Module):
+    """Whole images to features where no CLS token is trained: the mean of their patches' tokens."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        return self.backbone.encode(self.backbone.tokens(images))[:, 1:].mean(dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------- the method
+
+
+class MaskedStudent(Network):
+    """Backbone and head, and the mask token, which a teacher needs not."""
+
+    backbone: VisionTransformer
+
+    def __init__(self, backbone: VisionTransformer, head: Head) -> None:
+        super().__init__(backbone, head)
+        # Two dimensions, since those of one get no weight decay.
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, backbone.embed_dim), std=0.02))
+
+    def masked_logits(
+        self, crops: Float[Tensor, "B 3 S S"], hidden: Bool[Tensor, "B N"], masked: Int64[Tensor, "B M"]
+    ) -> Float[Tensor, "B M K"]:
+        """Logits of the hidden patches, from crops that show the mask token in their place."""
+        tokens = self.backbone.encode(self.backbone.tokens(crops, hidden=hidden, mask_token=self.mask_token[0]))
+        patches = tokens[:, 1:].take_along_dim(masked[..., None], dim=1)
+        return self.head(patches.flatten(0, 1)).unflatten(0, masked.shape)  # type: ignore[no-any-return]
+
+
+class MaskedMethod(nn.Module):
+    """A student that sees masked crops, its teacher that sees them whole, and the centre of the teacher's logits."""
+
+    center: Float[Tensor, "K"]
+
+    def __init__(self, student: MaskedStudent, *, side: int, settings: Masked, surroundings: Surroundings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.side = side
+        self.student = student
+        self.teacher = settings.teacher.build(student, trials_dir=surroundings.trials_dir)
+        self.register_buffer("center", torch.zeros(settings.head.out_dim))
+        self._logits_means: list[Tensor] = []
+
+    def loss(self, batch: Batch, now: Now) -> Outcome:
+        """Cross-entropy of the teacher's and the student's distributions of the same patch, mean over masked patches.
+
+        Remembers the mean of the teacher's logits over all patches, masked or not, for `after_step`; the centre itself
+        is not moved here.
+
+        Entropy and KL are means over masked patches, as the loss is. The targets handed on are the mean target of each
+        crop's masked patches: all that is read from them is their mean, for the marginal entropy, and that is the mean
+        over single patches, since every crop has equally many masked. Their own entropy is no measure of sharpness.
+
+        Source: iBOT (arXiv:2111.07832), equation 2; main_ibot.py, iBOTLoss.
+        """
+        crops = batch.global_crops.flatten(0, 1)
+        hidden = self._masks(len(crops))
+        masked = places(hidden).to(crops.device)
+        teacher_logits, features = self._teacher_patches(crops)
+        student_logits = self.student.masked_logits(crops, hidden.to(crops.device), masked).float()
+        self._logits_means.append(teacher_logits.mean(dim=(0, 1)))
+
+        teacher_temp = self.settings.loss.teacher_temp_at(now.epoch)
+        targets = self.settings.operation.targets(
+            teacher_logits.take_along_dim(masked[..., None], dim=1), self.center, teacher_temp
+        )
+        log_probs = (student_logits / self.settings.loss.student_temp).log_softmax(dim=-1)
+        loss = -(targets * log_probs).sum(dim=-1).mean()
+
+        measures: dict[str, float | Tensor] = {}
+        if now.measured:
+            measures = {
+                records.CENTER_NORM: self.center.norm(),
+                records.TEACHER_ENTROPY: entropy(targets),
+                records.KL: F.kl_div(log_probs.detach(), targets, reduction="sum") / masked.numel(),
+                records.TEACHER_TEMP: teacher_temp,
+                **self.teacher.measures(now),
+            }
+        crops_of_images = batch.global_crops.shape[:2]
+        return Outcome(
+            loss,
+            features.unflatten(0, crops_of_images),
+            targets=targets.mean(dim=1).unflatten(0, crops_of_images),
+            measures=measures,
+        )
+
+    def after_step(self, now: Now) -> None:
+        """Moves the teacher toward the student, then the centre toward the logits of this step."""
+        self.teacher.follow(self.student, now)
+        self.settings.operation.move_center(self.center, torch.stack(self._logits_means).mean(dim=0))
+        self._logits_means.clear()
+
+    def held(self, now: Now) -> Iterable[nn.Parameter]:
+        return self.student.head.held(now)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"teacher": PatchMean(self._teacher_backbone), "student": PatchMean(self.student.backbone)}
+
+    @property
+    def _teacher_backbone(self) -> VisionTransformer:
+        backbone = self.teacher.network.backbone
+        assert isinstance(backbone, VisionTransformer)
+        return backbone
+
+    @torch.no_grad()
+    def _teacher_patches(self, crops: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B D"]]:
+        """Logits of every patch, and the mean of the patches' tokens, of crops without a mask."""
+        patches = self._teacher_backbone.encode(self._teacher_backbone.tokens(crops))[:, 1:]
+        logits = self.teacher.network.head(patches.flatten(0, 1)).unflatten(0, patches.shape[:2])
+        return logits.float(), patches.float().mean(dim=1)
+
+    def _masks(self, crops: int) -> Bool[Tensor, "B N"]:
+        patches = self.side**2
+        number = hidden_number(self.settings.mask_ratio, patches)
+        if self.settings.blocks:
+            return block_masks(crops, self.side, number)
+        return random_masks(crops, patches, number)

@@ -1,0 +1,77 @@
+"""Supervised training: a classifier on the backbone, taught by labels. What DINO's features are measured against."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.networks.backbone import BackboneNetwork
+from dino_lab.core.networks.head import Head
+from dino_lab.core.networks.network import Network
+from dino_lab.core.schedules import Now
+from dino_lab.core.settings import Settings
+
+
+class Supervised(Settings):
+    """Cross-entropy with the labels, on the crops of the lab's other methods.
+
+    Of DeiT's recipe this is the loss alone, without mixup, cutmix, RandAugment, erasing and repeated augmentation: the
+    crops are the trial's, so that labels are all that tells this method from DINO.
+
+    Source: DeiT (arXiv:2012.12877), section 6 and Table 9.
+    """
+
+    kind: Literal["supervised"] = "supervised"
+    """Which method."""
+    label_smoothing: float = Field(default=0.1, ge=0, lt=1)
+    """Part of each target that is spread evenly over all classes."""
+
+    def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "SupervisedMethod":
+        head = Classifier(backbone.embed_dim, surroundings.classes_number)
+        return SupervisedMethod(Network(backbone, head), label_smoothing=self.label_smoothing)
+
+
+class Classifier(Head):
+    """Features to logits of classes by one linear layer, which starts as DeiT's."""
+
+    def __init__(self, embed_dim: int, classes_number: int) -> None:
+        super().__init__()
+        self.projected_dim = embed_dim
+        self.linear = nn.Linear(embed_dim, classes_number)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return features
+
+    def logits(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        return self.linear(projected)  # type: ignore[no-any-return]
+
+
+class SupervisedMethod(nn.Module):
+    """A student without a teacher."""
+
+    def __init__(self, student: Network, *, label_smoothing: float) -> None:
+        super().__init__()
+        self.student = student
+        self.label_smoothing = label_smoothing
+
+    def loss(self, batch: Batch, now: Now) -> Outcome:
+        """Cross-entropy of an image's smoothed label with each of its crops, mean over crops, global and local."""
+        logits, features = self.student([batch.global_crops, batch.local_crops])
+        labels = batch.labels.expand(len(logits), -1)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.label_smoothing)
+        return Outcome(loss, features[: len(batch.global_crops)].detach().float())
+
+    def after_step(self, now: Now) -> None:
+        """There is nothing else to move."""
+
+    def held(self, now: Now) -> Iterable[nn.Parameter]:
+        return ()
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {"student": self.student.backbone}

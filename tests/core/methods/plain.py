@@ -1,0 +1,228 @@
+"""DINO written from the paper with plain loops, and the small networks and crops that it is tried on."""
+
+import copy
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dino_lab.core.methods.dino import DINO, DINOMethod
+from dino_lab.core.methods.method import Batch, Surroundings
+from dino_lab.core.networks.backbone import Backbone
+from dino_lab.core.networks.head import BottleneckHeadSettings
+from dino_lab.core.networks.network import Network
+from dino_lab.core.networks.teacher import Momentum
+from dino_lab.core.schedules import Now
+
+B, K, STEPS = 4, 32, 6
+BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
+# The last layer moves from the first step, and the teacher's momentum stays as it is, where a test does not say else.
+SETTINGS = DINO(
+    head=BottleneckHeadSettings(out_dim=K, hidden_dim=32, bottleneck_dim=16, freeze_last_layer_epochs=0.0),
+    teacher=Momentum(momentum_teacher=0.9, momentum_teacher_end=0.9),
+)
+PREDICTOR = {"predictor.kind": "mlp", "predictor.hidden_dim": 20}
+MLP_HEAD = {"head.kind": "mlp", "head.layers_number": 2, "head.activation": "relu", "head.batch_norm": True}
+SURROUNDINGS = Surroundings(classes_number=10, image_size=16, trials_dir=Path("no trials"))
+
+
+def build(settings: DINO = SETTINGS, *, seed: int = 0, backbone: Backbone = BACKBONE) -> DINOMethod:
+    torch.manual_seed(seed)
+    return settings.build(backbone.build(16), SURROUNDINGS)
+
+
+def build_float64(settings: DINO) -> DINOMethod:
+    """The lab's losses are float32 by design; float64 networks keep everything before and after them exact."""
+    method = build(settings)
+    method.student.double()
+    method.teacher.double()
+    return method
+
+
+def batch(seed: int, *, global_crops: int = 2, local_crops: int = 2, dtype: torch.dtype = torch.float32) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(
+        torch.randn(global_crops, B, 3, 16, 16, generator=generator, dtype=dtype),
+        torch.randn(local_crops, B, 3, 8, 8, generator=generator, dtype=dtype),
+        torch.arange(B),
+    )
+
+
+def now(step: int = 0, *, steps_per_epoch: int = 1, measured: bool = True) -> Now:
+    return Now(step, steps=STEPS, steps_per_epoch=steps_per_epoch, measured=measured)
+
+
+def state(module: nn.Module, *, without: str = " ") -> dict[str, Tensor]:
+    """A copy of what a checkpoint would hold, but for names with this in them."""
+    return {name: value.clone() for name, value in module.state_dict().items() if without not in name}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def close(ours: Tensor | float, theirs: Tensor | float, tolerance: float = 1e-5) -> None:
+    ours, theirs = torch.as_tensor(ours).double(), torch.as_tensor(theirs).double()
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def reference_optimizer(model: nn.Module) -> torch.optim.AdamW:
+    decayed = [p for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1 and not n.endswith("bias")]
+    spared = [p for n, p in model.named_parameters() if p.requires_grad and (p.ndim == 1 or n.endswith("bias"))]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=1e-3)
+
+
+class PlainDINO:
+    """Algorithm 1, section 3.1 and the appendix's switches, with a loop for every index.
+
+    Slow, and without a line of the lab's method: of networks only the backbone is called; heads are their weights.
+    """
+
+    def __init__(self, student: Network, settings: DINO) -> None:
+        self.student = student
+        self.teacher = copy.deepcopy(student).eval()
+        self.settings = settings
+        self.center = torch.zeros(K, dtype=torch.float64)
+        self.kl = self.entropy = self.teacher_temp = 0.0
+        self.students = [state(student)]  # at the start of each step
+
+    # ------------------------------------------------------------------------------------------- networks
+
+    def layers(self, layers: nn.Module, x: Tensor, activation: str) -> Tensor:
+        for layer in layers.children():
+            if isinstance(layer, nn.Linear):
+                x = x @ layer.weight.T + layer.bias
+            elif isinstance(layer, nn.BatchNorm1d):
+                variance = ((x - x.mean(dim=0)) ** 2).mean(dim=0)
+                x = (x - x.mean(dim=0)) / torch.sqrt(variance + 1e-5) * layer.weight + layer.bias
+            elif activation == "gelu":
+                x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
+            else:
+                x = torch.where(x > 0, x, 0)
+        return x
+
+    def logits(self, model: Network, crops: list[Tensor], *, predicts: bool) -> list[Tensor]:
+        """Of each crop of every image; each crop goes through the backbone on its own, all through the head at once."""
+        settings, head = self.settings, model.head
+        x = torch.cat([model.backbone(crop) for crop in crops])
+        x = self.layers(head.mlp, x, settings.head.activation)
+        if predicts and settings.predictor.kind == "mlp":
+            x = self.layers(model.predictor, x, settings.predictor.activation)
+        if settings.head.kind == "l2_bottleneck":
+            x = x / torch.sqrt((x**2).sum(dim=1, keepdim=True))
+            v, g = head.last_layer.weight_v, head.last_layer.weight_g
+            x = x @ (g * v / torch.sqrt((v**2).sum(dim=1, keepdim=True))).T
+        return list(x.split(B))
+
+    # ----------------------------------------------------------------------------------------------- loss
+
+    def targets(self, logits: Tensor, teacher_temp: float) -> Tensor:
+        """Distributions, a row for each image of each global crop."""
+        operation = self.settings.operation
+        if operation.kind in ("softmax_batch", "sinkhorn"):
+            x = torch.exp(logits / teacher_temp)
+            for _ in range(operation.iterations if operation.kind == "sinkhorn" else 1):
+                x = x / x.sum(dim=0, keepdim=True)
+                x = x / x.sum(dim=1, keepdim=True)
+            return x
+        shifted = logits - self.center
+        if teacher_temp == 0:
+            return torch.stack([(row == row.max()).double() for row in shifted])
+        return torch.stack([torch.softmax(row / teacher_temp, dim=0) for row in shifted])
+
+    def cross_entropy(self, teacher: list[Tensor], student: list[Tensor], epoch: int) -> Tensor:
+        knobs = self.settings.loss
+        warmup = np.linspace(knobs.warmup_teacher_temp, knobs.teacher_temp, knobs.warmup_teacher_temp_epochs)
+        temp = warmup[epoch] if epoch < len(warmup) else knobs.teacher_temp
+        self.teacher_temp = float(temp if knobs.sharpening else knobs.student_temp)
+        targets = self.targets(torch.cat(teacher), self.teacher_temp).split(B)
+
+        terms, divergences, entropies = [], [], []
+        for t, teacher_view in enumerate(targets):
+            for s, student_view in enumerate(student):
+                if s == t:
+                    continue
+                for i in range(B):
+                    q = teacher_view[i]
+                    log_p = torch.log_softmax(student_view[i] / knobs.student_temp, dim=0)
+                    terms.append(-sum(q[k] * log_p[k] for k in range(K)))
+                    present = [(float(q[k]), float(log_p[k].detach())) for k in range(K) if q[k] > 0]
+                    divergences.append(sum(q_k * (math.log(q_k) - log_p_k) for q_k, log_p_k in present))
+                    entropies.append(-sum(q_k * math.log(q_k) for q_k, _ in present))
+        self.kl, self.entropy = (sum(values) / len(values) for values in (divergences, entropies))
+        return sum(terms) / len(terms)
+
+    def comparison(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
+        """MSE, cosine or InfoNCE of vectors of length 1."""
+
+        def unit(vector: Tensor) -> Tensor:
+            return vector / torch.sqrt((vector**2).sum())
+
+        terms = []
+        for t, teacher_view in enumerate(teacher):
+            for s, student_view in enumerate(student):
+                if s == t:
+                    continue
+                for i in range(B):
+                    p = unit(student_view[i])
+                    qs = [unit(teacher_view[j] - self.center) for j in range(B)]
+                    if self.settings.loss.kind == "mse":
+                        terms.append(((qs[i] - p) ** 2).sum())
+                    elif self.settings.loss.kind == "cosine":
+                        terms.append(-(qs[i] * p).sum())
+                    else:
+                        likeness = [torch.exp((q * p).sum() / self.settings.loss.temp) for q in qs]
+                        terms.append(-torch.log(likeness[i] / sum(likeness)))
+        return sum(terms) / len(terms)
+
+    # ----------------------------------------------------------------------------------------------- step
+
+    def teacher_weights(self, step: int) -> dict[str, Tensor]:
+        """Those after this step."""
+        kind = self.settings.teacher.kind
+        if kind == "previous_iteration":
+            return self.students[step]
+        if kind == "previous_epoch":
+            return self.students[(step + 1) // self.steps_per_epoch * self.steps_per_epoch]
+        if kind == "student_copy":
+            return self.students[step + 1]
+        start, end = self.settings.teacher.momentum_teacher, self.settings.teacher.momentum_teacher_end
+        m = end - (end - start) * (math.cos(math.pi * step / STEPS) + 1) / 2
+        teacher = self.teacher.state_dict()
+        return {name: m * teacher[name] + (1 - m) * theta_s for name, theta_s in self.students[step + 1].items()}
+
+    def step(
+        self, crops: Batch, step: int, *, steps_per_epoch: int, optimizer: torch.optim.Optimizer, clip: float
+    ) -> Tensor:
+        self.steps_per_epoch = steps_per_epoch
+        epoch = step // steps_per_epoch
+        student = self.logits(self.student, [*crops.global_crops, *crops.local_crops], predicts=True)
+        with torch.no_grad():
+            teacher = self.logits(self.teacher, [*crops.global_crops], predicts=False)
+        if self.settings.loss.kind == "cross_entropy":
+            loss = self.cross_entropy(teacher, student, epoch)
+        else:
+            loss = self.comparison(teacher, student)
+
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in self.student.named_parameters():
+            if parameter.grad is not None and clip and parameter.grad.norm() + 1e-6 > clip:
+                parameter.grad *= clip / (parameter.grad.norm() + 1e-6)
+            if "last_layer" in name and epoch < self.settings.head.freeze_last_layer_epochs:
+                parameter.grad = None
+        optimizer.step()
+        self.students.append(state(self.student))
+
+        with torch.no_grad():
+            new = self.teacher_weights(step)
+            for name, theta_t in self.teacher.named_parameters():
+                theta_t.copy_(new[name])
+            if self.settings.operation.kind == "centering":
+                mean = sum(view[i] for view in teacher for i in range(B)) / (len(teacher) * B)
+                m = self.settings.operation.center_momentum
+                self.center = m * self.center + (1 - m) * mean
+        return loss.detach()
