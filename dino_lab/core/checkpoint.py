@@ -33,6 +33,6 @@ def load(path: Path, *, device: torch.device | None = None) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, OSError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
         raise RuntimeError(f"checkpoint {path} cannot be read: {error}") from error
     return state

@@ -72,10 +72,7 @@ def _write_timm(folder: Path, trial: Trial, weights: Weights) -> None:
         "model_args": arguments,
         "pretrained_cfg": {
             **{name: model.pretrained_cfg[name] for name in ("fixed_input_size", "first_conv", "classifier")},
-            "custom_load": False,
-            "num_classes": 0,
             "input_size": [3, size, size],
-            "pool_size": None,
             "mean": MEAN,
             "std": STD,
             # The whole image, whatever its form, as in `whole`.
@@ -123,14 +120,11 @@ def _official(trial: Trial, state: dict[str, Any], *, source: Path) -> dict[str,
             f"method.kind = {trial.method.kind!r}: has no teacher, and the official layout is of a student and its "
             "teacher; the timm layout takes the student's backbone"
         )
-    # Where images are counted only when they are read, the trial is taken to be finished.
-    images = trial.data.train_images
-    epoch = trial.epochs if images is None else state["step"] // (images // trial.batch_size)
     center = {} if teacher.center is None else {"dino_loss": {"center": teacher.center[None]}}
     return {
         "student": {f"module.{name}": value for name, value in _official_network(trial, student).items()},
         "teacher": _official_network(trial, teacher),
-        "epoch": epoch,
+        "epoch": state["epoch"],
         **center,
     }
 

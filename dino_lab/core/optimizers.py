@@ -76,8 +76,9 @@ class SGD(_Scheduled):
 class LARS(_Scheduled):
     """SGD whose step follows the length of each weight; biases and one-dimensional parameters are spared that.
 
-    timm's, which follows the article: a step is divided by |gradient| + weight_decay |weight|, where the reference
-    has |gradient + weight_decay weight|.
+    timm's: as in the article a step is divided by |gradient| + weight_decay |weight|, where the reference has
+    |gradient + weight_decay weight|; as in the reference the learning rate multiplies the velocity, where the article
+    has it inside.
 
     Source: LARS (arXiv:1708.03888), Algorithm 1.
     """

@@ -146,6 +146,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
             state = {
                 "trial": trial.identity,
                 "step": done,
+                "epoch": done // steps_per_epoch,
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "verdict": vars(verdict),

@@ -19,6 +19,7 @@ from dino_lab.core.methods.method import Surroundings
 from dino_lab.core.networks.weights import load_weights, read_weights
 from dino_lab.core.trainer import CHECKPOINT, train
 from dino_lab.core.trial import Trial
+from experiments.baselines import BASELINES
 
 SIZES = [16, 24]  # smoke's global crops, and another
 
@@ -26,8 +27,6 @@ SIZES = [16, 24]  # smoke's global crops, and another
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, Path]:
     """A finished trial with all that a checkpoint of DINO may hold, and its checkpoint."""
-    from experiments.baselines import BASELINES
-
     trial = BASELINES["smoke"].but({"epochs": 2, "method.predictor.kind": "mlp", "method.head.norm_last_layer": False})
     workdir = tmp_path_factory.mktemp("trial")
     for _ in train(trial, workdir=workdir):
@@ -60,7 +59,8 @@ def method_of(trial: Trial, checkpoint: Path | None = None) -> Any:
 
 def checkpoint_of(trial: Trial, method: nn.Module, path: Path, *, step: int = 12) -> Path:
     """As the trainer writes it."""
-    state = {"trial": trial.identity, "step": step, "method": method.state_dict(), "optimizer": {}, "verdict": {}}
+    state = {"trial": trial.identity, "step": step, "epoch": step // 4, "method": method.state_dict()}
+    state |= {"optimizer": {}, "verdict": {}}
     torch.save(state, path)
     return path
 
@@ -166,6 +166,16 @@ def test_the_student_is_exported_where_there_is_no_teacher(smoke: Trial, kind: s
     export(trial, checkpoint, tmp_path / "folder", form="timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True, num_classes=0).eval()
     close(features(theirs, 16), features(method.student.backbone, 16))
+
+
+def test_a_distilled_student_is_exported_and_not_the_teacher_that_it_was_given(smoke: Trial, tmp_path: Path) -> None:
+    supervised = smoke.but({"method.kind": "supervised"})
+    given = checkpoint_of(supervised, method_of(supervised), tmp_path / "given.pt")
+    trial = smoke.but({"method.kind": "distillation", "method.checkpoint": str(given)})
+    method = method_of(trial)
+    checkpoint = checkpoint_of(trial, method, tmp_path / CHECKPOINT)
+    _, weights = export(trial, checkpoint, tmp_path / "folder", form="timm")
+    close(features(read_back(trial, weights), 16), features(method.student.backbone, 16))
 
 
 @pytest.mark.parametrize("kind", ["mae", "masked"])

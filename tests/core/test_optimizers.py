@@ -182,7 +182,7 @@ EPS = 1e-8
 """timm adds it to the divisor of LARS."""
 
 
-def models() -> tuple[nn.Module, nn.Module]:
+def models() -> tuple[nn.Sequential, nn.Sequential]:
     """The same network twice, in float64; nothing is zero by its start."""
     found = []
     for _ in range(2):
@@ -200,11 +200,11 @@ def backward(model: nn.Module, step: int) -> None:
     model(x).pow(2).mean().backward()
 
 
-def groups(model: nn.Module) -> list[dict[str, object]]:
+def groups(model: nn.Sequential) -> list[dict[str, object]]:
     """Written out, with weight decay in the first group alone."""
     return [
-        {"params": [model[0].weight, model[3].weight]},  # type: ignore[index]
-        {"params": [model[0].bias, model[1].weight, model[1].bias, model[3].bias], "weight_decay": 0.0},  # type: ignore[index]
+        {"params": [model[0].weight, model[3].weight]},
+        {"params": [model[0].bias, model[1].weight, model[1].bias, model[3].bias], "weight_decay": 0.0},
     ]
 
 
@@ -219,7 +219,7 @@ def groups(model: nn.Module) -> list[dict[str, object]]:
     ids=["adamw", "sgd", "sgd with momentum 0.5", "sgd without momentum"],
 )
 def test_steps_are_those_of_torchs_optimizer(
-    settings: OptimizerSettings, reference: Callable[[nn.Module], torch.optim.Optimizer]
+    settings: OptimizerSettings, reference: Callable[[nn.Sequential], torch.optim.Optimizer]
 ) -> None:
     ours, theirs = models()
     optimizer, torchs = settings.build(ours), reference(theirs)

@@ -153,7 +153,12 @@ SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 """What is switched, and the knobs that this switches off without taking them away."""
 
-ON_DISTRIBUTIONS = {"collapse.uniform_entropy", "collapse.one_prototype_entropy", "collapse.low_kl"}
+ON_DISTRIBUTIONS = {
+    "collapse.uniform_entropy",
+    "collapse.one_prototype_entropy",
+    "collapse.low_kl",
+    "collapse.same_targets",
+}
 ON_VECTORS = {"collapse.constant_std"}
 
 

@@ -68,4 +68,4 @@ class BYOLMethod(nn.Module):
         return ()
 
     def encoders(self) -> dict[str, nn.Module]:
-        return {"teacher": self.teacher.network.backbone, "student": self.student.backbone}
+        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}

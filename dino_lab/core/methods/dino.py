@@ -45,12 +45,15 @@ class DINO(Settings):
                     f"method.operation.kind = {self.operation.kind!r}: makes distributions, which "
                     f"method.loss.kind = {self.loss.kind!r} does not compare; allowed are 'centering' and 'none'"
                 )
-            warmed_up = self.loss.warmup_teacher_temp_epochs > 0
-            if self.loss.teacher_temp == 0 or (warmed_up and self.loss.warmup_teacher_temp == 0):
-                raise ValueError(
-                    f"method.loss.teacher_temp = 0: is arg-max, which method.operation.kind = {self.operation.kind!r} "
-                    "cannot even out; must be greater than 0"
-                )
+            temps = {"teacher_temp": self.loss.teacher_temp}
+            if self.loss.warmup_teacher_temp_epochs:
+                temps["warmup_teacher_temp"] = self.loss.warmup_teacher_temp
+            for knob, temp in temps.items():
+                if self.loss.sharpening and temp == 0:
+                    raise ValueError(
+                        f"method.loss.{knob} = 0: is arg-max, which method.operation.kind = {self.operation.kind!r} "
+                        "cannot even out; must be greater than 0"
+                    )
         return self
 
     def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "DINOMethod":
@@ -112,4 +115,4 @@ class DINOMethod(nn.Module):
         return self.student.head.held(now)
 
     def encoders(self) -> dict[str, nn.Module]:
-        return {"teacher": self.teacher.network.backbone, "student": self.student.backbone}
+        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}

@@ -14,12 +14,9 @@ from dino_lab.core.methods.method import Batch, Outcome, Surroundings
 from dino_lab.core.methods.supervised import Classifier
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.network import Network
-from dino_lab.core.networks.weights import read_network
+from dino_lab.core.networks.weights import load_weights, read_network
 from dino_lab.core.schedules import Now
 from dino_lab.core.settings import Settings
-
-_NAMED = 3
-"""Differences between two architectures that a message spells out."""
 
 
 class Distillation(Settings):
@@ -45,39 +42,17 @@ class Distillation(Settings):
         """
         student = Network(backbone, Classifier(backbone.embed_dim, surroundings.classes_number))
         weights = read_network(self.checkpoint, surroundings.trials_dir)
-        if differences := _differences(weights, student.state_dict()):
-            more = f", and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
-            raise ValueError(
-                f"method.checkpoint = {self.checkpoint!r}: is not of the student's architecture and classes: "
-                f"{', '.join(differences[:_NAMED])}{more}"
-            )
-        return DistillationMethod(student, weights, temp=self.temp)
-
-
-def _differences(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
-    """What tells a checkpoint's network from the student, in words; nothing where the weights fit."""
-
-    def size(tensor: Tensor) -> str:
-        return " x ".join(map(str, tensor.shape))
-
-    shapes = [
-        f"{name} is {size(weights[name])}, not {size(tensor)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    missing = [f"{name} is missing" for name in expected if name not in weights]
-    unknown = [f"{name} is not in the student" for name in weights if name not in expected]
-    return shapes + missing + unknown
+        return DistillationMethod(student, weights, source=f"method.checkpoint = {self.checkpoint!r}", temp=self.temp)
 
 
 class DistillationMethod(nn.Module):
     """A student, and a frozen teacher in evaluation mode, batch normalisation included."""
 
-    def __init__(self, student: Network, weights: dict[str, Tensor], *, temp: float) -> None:
+    def __init__(self, student: Network, weights: dict[str, Tensor], *, source: str, temp: float) -> None:
         super().__init__()
         self.student = student
         self.teacher = copy.deepcopy(student)
-        self.teacher.load_state_dict(weights)
+        load_weights(self.teacher, weights, source=source)
         self.teacher.requires_grad_(False)
         self.teacher.eval()
         self.temp = temp

@@ -133,7 +133,7 @@ class Decoder(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, encoded: Float[Tensor, "B 1+M E"], visible: Int64[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
+    def forward(self, encoded: Float[Tensor, "B T E"], visible: Int64[Tensor, "B M"]) -> Float[Tensor, "B N P"]:
         """Predictions of all patches, from CLS token and visible patches and where those were."""
         embedded: Tensor = self.embed(encoded)
         patches_number = len(self.positions) - 1

@@ -236,7 +236,9 @@ class MaskedMethod(nn.Module):
         return self.student.head.held(now)
 
     def encoders(self) -> dict[str, nn.Module]:
-        return {"teacher": PatchMean(self._teacher_backbone), "student": PatchMean(self.student.backbone)}
+        teacher = {"teacher": PatchMean(self._teacher_backbone)}
+        judged = teacher if "teacher" in self.teacher.networks(self.student) else {}
+        return {**judged, "student": PatchMean(self.student.backbone)}
 
     @property
     def _teacher_backbone(self) -> VisionTransformer:

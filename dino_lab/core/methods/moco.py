@@ -115,4 +115,4 @@ class MoCoMethod(nn.Module):
         return ()
 
     def encoders(self) -> dict[str, nn.Module]:
-        return {"teacher": self.teacher.network.backbone, "student": self.student.backbone}
+        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}

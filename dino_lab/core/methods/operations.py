@@ -74,7 +74,10 @@ class NoOperation(_WithoutCenter):
 
 
 class SoftmaxBatch(_WithoutCenter):
-    """A softmax over the images of the batch, of all global crops together, in place of centring."""
+    """A softmax over the images of the batch, of all global crops together, in place of centring.
+
+    Each image's row is then made to sum to 1: one iteration of Sinkhorn-Knopp.
+    """
 
     kind: Literal["softmax_batch"] = "softmax_batch"
     """Which operation."""
@@ -82,8 +85,7 @@ class SoftmaxBatch(_WithoutCenter):
     def targets(
         self, logits: Float[Tensor, "*B K"], center: Float[Tensor, "K"], teacher_temp: float
     ) -> Float[Tensor, "*B K"]:
-        probs = (logits.flatten(end_dim=-2) / teacher_temp).softmax(dim=0)
-        return F.normalize(probs, p=1, dim=1).view_as(logits)
+        return sinkhorn(logits, teacher_temp, iterations=1)
 
 
 class Sinkhorn(_WithoutCenter):

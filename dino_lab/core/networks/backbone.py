@@ -24,7 +24,7 @@ class Backbone(Settings):
     name: str = "vit_small_patch16_224"
     """timm's name of it."""
     patch_size: int | None = Field(default=None, ge=1)
-    """Side of a patch, pixels; None takes the name's own. An XCiT has its own alone."""
+    """Side of a patch, pixels; None takes the name's own. An XCiT's is 8 or 16."""
     embed_dim: int | None = Field(default=None, ge=1)
     """D, the dimension of a feature; None takes the name's own."""
     depth: int | None = Field(default=None, ge=1)
@@ -32,7 +32,8 @@ class Backbone(Settings):
     num_heads: int | None = Field(default=None, ge=1)
     """Attention heads of a block; None takes the name's own."""
     drop_path_rate: float = Field(default=0.1, ge=0, lt=1)
-    """Chance of leaving out the last block's branches for an image; it rises linearly from 0. Student only."""
+    """Chance of leaving out the last block's branches for an image, rising linearly from 0 at the first; of an XCiT,
+    any block's. Student only."""
 
     @property
     def patch_pixels(self) -> int:
@@ -62,7 +63,18 @@ class Backbone(Settings):
                 raise KnobError(f"backbone.name = {self.name!r}: not a plain vision transformer with a CLS token")
             return VisionTransformer(vit)
         if timm.models.is_model_in_modules(self.name, {"xcit"}):
-            return Pooled(self._create({"img_size": image_size}))
+            if self.patch_size not in (None, 8, 16):
+                raise KnobError(
+                    f"backbone.patch_size = {self.patch_size}: not possible with backbone.name = {self.name!r}; "
+                    "allowed are 8 and 16"
+                )
+            xcit = self._create({"img_size": image_size})
+            if xcit.embed_dim % xcit.blocks[0].attn.num_heads:
+                raise KnobError(
+                    f"backbone.embed_dim = {xcit.embed_dim}, "
+                    f"backbone.num_heads = {xcit.blocks[0].attn.num_heads}: heads must divide the dimension"
+                )
+            return Pooled(xcit)
         if timm.models.is_model_in_modules(self.name, {"resnet"}):
             return Pooled(self._create({}))
         raise KnobError(f"backbone.name = {self.name!r}: allowed are plain vision transformers, XCiTs and ResNets")
@@ -95,7 +107,7 @@ def _is_plain(vit: Any) -> bool:
     """Whether a timm ViT has nothing that `VisionTransformer` would leave out."""
     return (
         type(vit).__name__ == "VisionTransformer"
-        and type(vit.norm_pre) is type(vit.patch_embed.norm) is nn.Identity
+        and type(vit.norm_pre) is type(vit.patch_embed.norm) is type(vit.fc_norm) is nn.Identity
         and {type(block).__name__ for block in vit.blocks} == {"Block"}
         and type(vit.blocks[0].attn.q_norm) is nn.Identity
         and vit.cls_token is not None

@@ -11,7 +11,7 @@ from torch import nn
 
 from dino_lab.core import records
 from dino_lab.core.networks.network import Network
-from dino_lab.core.networks.weights import read_network
+from dino_lab.core.networks.weights import load_weights, read_network
 from dino_lab.core.schedules import Now, cosine
 from dino_lab.core.settings import Settings
 
@@ -43,6 +43,10 @@ class Teacher(nn.Module):
     def measures(self, now: Now) -> dict[str, float]:
         """Scheduled values of this step."""
         return {}
+
+    def networks(self, student: Network) -> dict[str, Network]:
+        """Whose features are evaluated, the better one of the paper first; a teacher that was given is not."""
+        return {"teacher": self.network, "student": student}
 
 
 @torch.no_grad()
@@ -160,18 +164,21 @@ class Frozen(Settings):
         Raises:
             ValueError: there is no such checkpoint, or it is of another architecture.
         """
-        return FrozenTeacher(student, read_network(self.checkpoint, trials_dir))
+        return FrozenTeacher(student, read_network(self.checkpoint, trials_dir), source=self.checkpoint)
 
 
 class FrozenTeacher(Teacher):
     """Holds the weights it was given."""
 
-    def __init__(self, student: Network, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, student: Network, weights: dict[str, torch.Tensor], *, source: str) -> None:
         super().__init__(student)
-        self.network.load_state_dict(weights)
+        load_weights(self.network, weights, source=source)
 
     def follow(self, student: Network, now: Now) -> None:
         """Stays."""
+
+    def networks(self, student: Network) -> dict[str, Network]:
+        return {"student": student}
 
 
 TeacherSettings: TypeAlias = Annotated[

@@ -16,6 +16,7 @@ SHARP = (0.001, 0.95, 0.01)
 UNIFORM = (0.999, 0.9995, 0.001)
 ONE_PROTOTYPE = (0.001, 0.001, 0.0005)
 START = (0.99, 0.995, 0.1)
+SAME = (0.5, 0.505, 0.3)
 
 
 def values(state: tuple[float, float, float], out_dim: int = K) -> dict[str, float]:
@@ -64,10 +65,31 @@ def test_signs_that_break_off_before_they_are_certain_are_no_collapse() -> None:
     assert {verdict.kind for verdict in verdicts(([UNIFORM] * 4 + [HEALTHY]) * 5)} == {"none"}
 
 
-def test_one_collapse_may_turn_into_the_other() -> None:
-    seen = verdicts([UNIFORM] * 8 + [ONE_PROTOTYPE] * 8)
-    assert [seen[7].kind, seen[8].kind, seen[-1].kind] == ["uniform", "none", "one_prototype"]
-    assert seen[-1].onset_step == 90
+def test_a_collapse_that_changes_its_kind_keeps_its_date() -> None:
+    seen = verdicts([HEALTHY] + [UNIFORM] * 8 + [SAME] + [ONE_PROTOTYPE] * 8)
+    assert [seen[8].kind, seen[9].kind, seen[-1].kind] == ["uniform", "constant", "one_prototype"]
+    assert {verdict.onset_step for verdict in seen[5:]} == {20}
+
+
+@pytest.mark.parametrize("state", [SAME, (0.999, 0.9995, 0.3), (0.0, 0.0, 0.3)], ids=["middling", "flat", "one-hot"])
+def test_the_same_target_for_every_image_is_called_constant_whatever_the_student_does(
+    state: tuple[float, float, float],
+) -> None:
+    seen = verdicts([HEALTHY] * 3 + [state] * 6)
+    assert [verdict.kind for verdict in seen] == ["none"] * 7 + ["constant"] * 2
+    assert seen[-1].onset_step == 40
+
+
+@pytest.mark.parametrize("information", [0.009, 0.011])
+@pytest.mark.parametrize("out_dim", [64, K])
+def test_the_bound_of_same_targets_is_a_fraction_of_ln_k(information: float, out_dim: int) -> None:
+    seen = verdicts([HEALTHY] + [(0.5, 0.5 + information, 0.3)] * 6, out_dim=out_dim)
+    assert seen[-1].kind == ("constant" if information < 0.01 else "none")
+
+
+def test_a_trial_that_never_told_images_apart_has_not_begun() -> None:
+    assert {verdict.kind for verdict in verdicts([SAME] * 50)} == {"none"}
+    assert verdicts([SAME] * 5 + [HEALTHY] + [SAME] * 6)[-1].onset_step == 70
 
 
 def test_the_verdict_may_be_given_at_once() -> None:

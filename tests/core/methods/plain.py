@@ -91,17 +91,18 @@ class PlainDINO:
 
     # ------------------------------------------------------------------------------------------- networks
 
-    def layers(self, layers: nn.Module, x: Tensor, activation: str) -> Tensor:
-        for layer in layers.children():
-            if isinstance(layer, nn.Linear):
-                x = x @ layer.weight.T + layer.bias
-            elif isinstance(layer, nn.BatchNorm1d):
+    def layers(self, mlp: nn.Module, x: Tensor, activation: str) -> Tensor:
+        """Linear layers with, after each but the last, batch normalisation if there is any, and the activation."""
+        linears = [layer for layer in mlp.children() if isinstance(layer, nn.Linear)]
+        norms = [layer for layer in mlp.children() if isinstance(layer, nn.BatchNorm1d)]
+        for number, linear in enumerate(linears):
+            x = x @ linear.weight.T + linear.bias
+            if linear is linears[-1]:
+                break
+            if norms:
                 variance = ((x - x.mean(dim=0)) ** 2).mean(dim=0)
-                x = (x - x.mean(dim=0)) / torch.sqrt(variance + 1e-5) * layer.weight + layer.bias
-            elif activation == "gelu":
-                x = x * (1 + torch.erf(x / math.sqrt(2))) / 2
-            else:
-                x = torch.where(x > 0, x, 0)
+                x = (x - x.mean(dim=0)) / torch.sqrt(variance + 1e-5) * norms[number].weight + norms[number].bias
+            x = x * (1 + torch.erf(x / math.sqrt(2))) / 2 if activation == "gelu" else torch.where(x > 0, x, 0)
         return x
 
     def logits(self, model: Network, crops: list[Tensor], *, predicts: bool) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 from lightly.loss import IBOTPatchLoss
 from torch import Tensor, nn
 
-from dino_lab.core import records
+from dino_lab.core import checkpoint, records
 from dino_lab.core.diagnostics import signals
 from dino_lab.core.methods.masked import (
     Masked,
@@ -37,7 +37,7 @@ def now(step: int = 0, *, measured: bool = True) -> Now:
     return Now(step, steps=10, steps_per_epoch=2, measured=measured)
 
 
-def method(seed: int = 0, **knobs: float | bool) -> MaskedMethod:
+def method(seed: int = 0, **knobs: float | bool | str) -> MaskedMethod:
     """Teacher and student apart, logits as large as after some training."""
     torch.manual_seed(seed)
     changes = {name.replace("__", "."): value for name, value in knobs.items()}
@@ -410,6 +410,14 @@ def test_features_for_evaluation_are_the_mean_of_the_patch_tokens_of_whole_image
     for role, backbone in (("teacher", masked.teacher.network.backbone), ("student", masked.student.backbone)):
         expected = backbone.vit.forward_features(images)[:, 1:].mean(dim=1)
         torch.testing.assert_close(encoders[role](images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_teacher_that_was_given_is_not_evaluated(tmp_path: Path) -> None:
+    given = method(1)
+    checkpoint.save(tmp_path / "given.pt", {"method": given.state_dict()})
+    masked = method(0, teacher__kind="frozen", teacher__checkpoint=str(tmp_path / "given.pt"))
+    assert same(state(masked.teacher.network), state(given.teacher.network))
+    assert list(masked.encoders()) == ["student"]
 
 
 def test_batch_normalisation_in_the_head_takes_patches_for_its_batch() -> None:

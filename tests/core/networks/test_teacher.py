@@ -215,6 +215,14 @@ def test_a_teacher_has_backbone_and_head_and_no_predictor(kind: str, trials_dir:
 
 
 @every_kind
+def test_the_teacher_is_judged_first_unless_it_was_given(kind: str, trials_dir: Path) -> None:
+    student = network()
+    teacher = KINDS[kind].build(student, trials_dir=trials_dir)
+    both = [("teacher", teacher.network), ("student", student)]
+    assert list(teacher.networks(student).items()) == (both[1:] if kind == "frozen" else both)
+
+
+@every_kind
 def test_a_teacher_gets_no_gradient_and_the_student_keeps_its_own(kind: str, trials_dir: Path) -> None:
     student = network()
     learned = [parameter.requires_grad for parameter in student.parameters()]
