@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -203,6 +204,29 @@ def test_trial_is_trained_once_and_then_known_to_plan_and_status() -> None:
     assert plan["seconds_left"] == pytest.approx(2 * plan["trials"][0]["seconds"])
     states = [trial["state"] for trial in json.loads(answer("status", "collapse", *options))["trials"]]
     assert states == ["finished", "waiting", "waiting"]
+
+
+def test_a_trained_trial_is_exported_in_both_layouts_and_never_written_over(folder: Path) -> None:
+    invoke("train", "--baseline", "smoke", "--set", "epochs=1")
+    (trial,) = (path.name for path in (folder / "lab/trials").iterdir())
+    files = answer("export", trial).splitlines()
+    assert [Path(file).name for file in files] == ["config.json", "model.safetensors"]
+    assert answer("export", trial, "--format", "official", "--to", "here.pth").strip() == "here.pth"
+    assert torch.load(folder / "here.pth", weights_only=True)["epoch"] == 1
+    again = invoke("export", trial)
+    assert again.exit_code == 2
+    assert "exists; it is not written over" in again.stderr
+
+
+def test_an_export_of_a_trial_that_is_not_there_is_refused(folder: Path) -> None:
+    assert "no trials in lab/trials" in invoke("export", "0123456789").stderr
+    invoke("train", "--baseline", "smoke", "--set", "epochs=1")
+    (trial,) = (path.name for path in (folder / "lab/trials").iterdir())
+    assert f"did you mean {trial!r}?" in invoke("export", trial[:-1] + "x").stderr
+    (folder / "lab/trials" / trial / "checkpoint.pt").write_bytes(b"half a checkpoint")
+    broken = invoke("export", trial)
+    assert broken.exit_code == 2
+    assert "cannot be read" in broken.stderr
 
 
 def test_doctor_as_json_says_what_was_found() -> None:

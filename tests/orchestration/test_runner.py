@@ -13,6 +13,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from dino_lab.core.trial import Trial
 from dino_lab.orchestration import runner
 from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.runner import Progress, run
@@ -219,6 +220,18 @@ def test_a_full_disk_is_refused_before_anything_starts(lab: Path, monkeypatch: p
     with pytest.raises(ValueError, match="GiB free"):
         finished_run(lab, lambda progress: None)
     assert not (lab / "trials").exists()
+
+
+def test_trials_that_need_anothers_checkpoint_come_after_it(smoke: Trial) -> None:
+    teacher = smoke.but({"method.kind": "supervised"})
+    student = smoke.but({"method.kind": "distillation", "method.checkpoint": teacher.identity})
+    second = student.but({"method.checkpoint": student.identity})
+    elsewhere = student.but({"method.checkpoint": "of_another_lab.pt"})
+    trials = {trial.identity: trial for trial in (second, student, elsewhere, teacher, smoke)}
+    waves = [list(wave) for wave in runner._waves(trials)]
+    assert waves == [[elsewhere.identity, teacher.identity, smoke.identity], [student.identity], [second.identity]]
+    # What has finished before is no longer waited for.
+    assert [list(wave) for wave in runner._waves({student.identity: student})] == [[student.identity]]
 
 
 def test_a_trial_that_tune_gave_up_is_failed_unless_it_wrote_its_own_end(lab: Path) -> None:
