@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from dino_lab.core import records
 from dino_lab.core.methods.losses import cross_entropy, entropy, kl_divergence
 from dino_lab.core.methods.method import Batch, Outcome, Surroundings
-from dino_lab.core.methods.supervised import Classifier
 from dino_lab.core.networks.backbone import BackboneNetwork
+from dino_lab.core.networks.head import Classifier
 from dino_lab.core.networks.network import Network
 from dino_lab.core.networks.weights import load_weights, read_network
 from dino_lab.core.schedules import Now

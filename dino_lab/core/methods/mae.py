@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dino_lab.core.methods.masked import PatchMean, hidden_number, places, random_masks, with_patches
 from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.patches import PatchMean, hidden_number, places, random_masks, with_patches
 from dino_lab.core.networks.backbone import BackboneNetwork, VisionTransformer
 from dino_lab.core.schedules import Now
 from dino_lab.core.settings import Settings

@@ -4,13 +4,12 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from dino_lab.core.methods.method import Batch, Outcome, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
-from dino_lab.core.networks.head import Head
+from dino_lab.core.networks.head import Classifier
 from dino_lab.core.networks.network import Network
 from dino_lab.core.schedules import Now
 from dino_lab.core.settings import Settings
@@ -33,23 +32,6 @@ class Supervised(Settings):
     def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "SupervisedMethod":
         head = Classifier(backbone.embed_dim, surroundings.classes_number)
         return SupervisedMethod(Network(backbone, head), label_smoothing=self.label_smoothing)
-
-
-class Classifier(Head):
-    """Features to logits of classes by one linear layer, which starts as DeiT's."""
-
-    def __init__(self, embed_dim: int, classes_number: int) -> None:
-        super().__init__()
-        self.projected_dim = embed_dim
-        self.linear = nn.Linear(embed_dim, classes_number)
-        nn.init.trunc_normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
-
-    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        return features
-
-    def logits(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
-        return self.linear(projected)  # type: ignore[no-any-return]
 
 
 class SupervisedMethod(nn.Module):

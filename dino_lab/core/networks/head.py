@@ -162,6 +162,23 @@ class MLPHead(Head):
         return projected
 
 
+class Classifier(Head):
+    """Features to logits of classes by one linear layer, which starts as DeiT's."""
+
+    def __init__(self, embed_dim: int, classes_number: int) -> None:
+        super().__init__()
+        self.projected_dim = embed_dim
+        self.linear = nn.Linear(embed_dim, classes_number)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        return features
+
+    def logits(self, projected: Float[Tensor, "*B D"]) -> Float[Tensor, "*B K"]:
+        return self.linear(projected)  # type: ignore[no-any-return]
+
+
 class NoPredictor(Settings):
     """The student's output is compared as it is."""
 

@@ -10,8 +10,8 @@ from lightly.models.utils import get_2d_sine_cosine_positional_embedding
 from torch import Tensor
 
 from dino_lab.core.methods.mae import MAE, MAEMethod, hidden_error, normalised, pixels, sincos_positions
-from dino_lab.core.methods.masked import places
 from dino_lab.core.methods.method import Batch, Surroundings
+from dino_lab.core.methods.patches import places
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.schedules import Now
 from dino_lab.core.settings import KnobError
