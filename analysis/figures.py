@@ -25,6 +25,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 """Told apart with every kind of colour vision."""
 
 _GREY = "#666666"
+_PROTOTYPES = ["param:method.prototypes_number", "param:method.head.out_dim"]
+"""Knobs that are K, the first that a method has."""
 _STYLE: list[str | dict[str, Any]] = [
     "default",
     {
@@ -180,8 +182,9 @@ def _explained(trials: pd.DataFrame) -> list[Line2D]:
 
 
 def _draw_uniform(axes: Axes, trials: pd.DataFrame) -> None:
-    # A method without prototypes has no such knob.
-    for out_dim in sorted(trials.get("param:method.head.out_dim", pd.Series(dtype=float)).dropna().unique()):
+    # Some methods have outputs and no prototypes, and so no entropy; a head may end before the prototypes.
+    judged = trials.reindex(columns=[names.ENTROPY_FRACTION, *_PROTOTYPES]).dropna(subset=names.ENTROPY_FRACTION)
+    for out_dim in sorted(judged[_PROTOTYPES].bfill(axis="columns").iloc[:, 0].dropna().unique()):
         _draw_level(axes, math.log(out_dim), f"ln {out_dim:.0f}")
 
 

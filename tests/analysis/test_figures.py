@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
@@ -63,6 +64,18 @@ def test_uniform_and_raw_pixels_are_levels(sweep):
         for axes in (ENTROPY, KL, KNN)
     }
     assert levels == {ENTROPY: [math.log(256)], KL: [], KNN: [61.5]}
+
+
+def test_a_level_of_uniform_is_drawn_of_prototypes_alone(sweep):
+    """A trial without targets has outputs of some dimension, and a head may be narrower than its prototypes."""
+    trials = sweep.trials.copy()
+    vectors, prototypes = trials["row"] == "both", trials["row"] == "centring only"
+    trials.loc[vectors, "train/teacher_entropy_fraction"] = math.nan
+    trials.loc[vectors, "param:method.head.out_dim"] = 64.0
+    trials["param:method.prototypes_number"] = pd.Series(1000.0, index=trials.index).where(prototypes)
+    figure = figures.curves(replace(sweep, trials=trials))
+    levels = [line.get_ydata()[0] for line in figure.axes[ENTROPY].lines if list(line.get_xdata()) == [0, 1]]
+    assert levels == [math.log(256), math.log(1000)]
 
 
 def test_a_metric_without_records_leaves_its_panel_empty(sweep):
