@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -151,18 +152,18 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "row"), _rows())
 def test_every_row_runs_two_steps(name: str, row: str, smoke: Trial, data_dir: Path, tmp_path: Path) -> None:
-    quick = {"runtime.log_period_steps": 1, "runtime.checkpoint_period_steps": 1, "runtime.data_dir": str(data_dir)}
+    quick = {"runtime.log_period_steps": 1, "runtime.data_dir": str(data_dir)}
     trials = {labelled.row: labelled.trial for labelled in ablation(name).trials(smoke, overrides=quick, seeds=[0])}
     changes = next(each.changes for each in ablation(name).rows if each.label == row)
     for needed in (str(value) for value in changes.values() if isinstance(value, TrialOf)):
-        _start(trials[needed], tmp_path)
-    made = _start(trials[row], tmp_path)
+        list(_trained(trials[needed], tmp_path))
+    made = list(itertools.islice(_trained(trials[row], tmp_path), 3))
     assert [record.step for record in made] == [0, 1, 2]
     assert math.isfinite(made[-1].values[records.LOSS])
 
 
-def _start(trial: Trial, trials_dir: Path) -> list[Record]:
-    """Two steps in a folder of its own, beside the others' as in a lab; the first has left a checkpoint."""
+def _trained(trial: Trial, trials_dir: Path) -> Iterator[Record]:
+    """In a folder of its own beside the others', as in a lab."""
     workdir = trials_dir / trial.identity
     workdir.mkdir()
-    return list(itertools.islice(train(trial, workdir=workdir), 3))
+    return train(trial, workdir=workdir)

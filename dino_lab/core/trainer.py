@@ -147,6 +147,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 "trial": trial.identity,
                 "step": done,
                 "epoch": done // steps_per_epoch,
+                "finished": done == steps,
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "verdict": vars(verdict),

@@ -287,3 +287,25 @@ def test_a_checkpoint_cut_short_is_a_runtime_error(short: Trial, part: float, tm
     (tmp_path / "cut.pt").write_bytes(content[: int(part * len(content))])
     with pytest.raises(RuntimeError, match=r"cut\.pt cannot be read"):
         run(short, tmp_path, resume_from=tmp_path / "cut.pt")
+
+
+# -------------------------------------------------------------------------------------------- a trial's checkpoint
+
+
+def test_a_teacher_is_taken_from_a_finished_trial_alone(short: Trial, tmp_path: Path) -> None:
+    teacher = short.but({"seed": 3})
+    (tmp_path / teacher.identity).mkdir()
+    records_of_teacher = train(teacher, workdir=tmp_path / teacher.identity)
+    list(itertools.islice(records_of_teacher, 4))
+    student = short.but({"method.teacher.kind": "frozen", "method.teacher.checkpoint": teacher.identity})
+    with pytest.raises(ValueError, match="its trial has not finished, at step 2"):
+        run(student, tmp_path / student.identity)
+    list(records_of_teacher)
+    made = run(student, tmp_path / student.identity)
+    # A teacher that does not move is not judged: the student is, in both places.
+    assert made[-1].values[records.KNN] == made[-1].values[records.STUDENT_KNN]
+    frozen = kept(tmp_path / student.identity)["method"]
+    trained = kept(tmp_path / teacher.identity)["method"]
+    for name in trained:
+        if name.startswith("teacher.network"):
+            assert torch.equal(frozen[name], trained[name])

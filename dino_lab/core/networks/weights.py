@@ -56,10 +56,14 @@ def read_network(name: str, trials_dir: Path) -> dict[str, Tensor]:
     """Backbone and head of a file or of a trial: its teacher's, or its student's where it has no teacher.
 
     Raises:
-        ValueError: there is no such checkpoint, or it holds no network.
+        ValueError: there is no such checkpoint, it is of a trial that has not finished, or it holds no network.
         RuntimeError: it cannot be read.
     """
-    return read_weights(find_checkpoint(name, trials_dir)).network
+    path = find_checkpoint(name, trials_dir)
+    state = _load(path)
+    if state.get("finished") is False:  # what others wrote does not say
+        raise ValueError(f"checkpoint {path}: its trial has not finished, at step {state['step']}")
+    return weights_in(state, source=path).network
 
 
 def read_weights(path: Path, *, role: Role | None = None) -> Weights:
