@@ -142,6 +142,7 @@ def run(
                     mirror.catch_up()
                     for wave in _waves(unfinished):
                         _fit(wave, lab, concurrency=concurrency, watch=watch, train=train)
+                        watch.record_lost_trials()
                         watch.show()
                         if any(trial.is_open and trial.trial_id in wave for trial in watch.trials):
                             break  # Ctrl-C: Tune returns as if all were well
