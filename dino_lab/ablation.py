@@ -157,8 +157,8 @@ class Ablation:
         """
         overrides = overrides or {}
         for row in self.rows:
-            for knob in row.changes:
-                if knob == "seed" or knob in overrides:
+            for knob, value in row.changes.items():
+                if knob == "seed" or (knob in overrides and not isinstance(value, Like)):
                     raise KnobError(f"{knob}: row {row.label!r} sets it itself, so it cannot be set for every row")
         labelled = []
         for seed in self.seeds if seeds is None else seeds:

@@ -7,6 +7,8 @@ Command: dino-lab run batch_size
 Cost: 9 trials on shapes_cpu, about 6 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis
+from dino_lab.ablation import Ablation, Axis, Like
 
-ABLATION = Ablation.grid(axes=[Axis.over("batch_size", [16, 8, 32])], seeds=[0, 1, 2], published="batch_size")
+LEVELS = {f"x{times:g}": {"batch_size": Like("batch_size", times=times)} for times in (1.0, 0.5, 2.0)}
+
+ABLATION = Ablation.grid(axes=[Axis("batch_size", LEVELS)], seeds=[0, 1, 2])

@@ -11,5 +11,4 @@ from dino_lab.ablation import Ablation, Axis, Like
 ABLATION = Ablation.grid(
     axes=[Axis("epochs", {f"x{times:g}": {"epochs": Like("epochs", times=times)} for times in (1.0, 0.5, 2.0)})],
     seeds=[0, 1, 2],
-    published="epochs",
 )

@@ -1,6 +1,6 @@
 """Whom do local crops help?
 
-Expect: DINO, MoCo-v2 and SwAV gain four to five points of k-NN, BYOL loses seven (paper, Appendix E).
+Expect: DINO, MoCo-v2 and SwAV gain three to five points of k-NN, BYOL loses seven (paper, Appendix E).
 
 Command: dino-lab run multicrop_by_framework
 Cost: 24 trials on shapes_cpu, about 12 minutes on 2 cores.

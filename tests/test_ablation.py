@@ -186,3 +186,9 @@ def test_what_a_value_stands_for_is_said() -> None:
     assert meaning(Like("method.head.out_dim")) == "the baseline's method.head.out_dim"
     assert meaning(TrialOf("supervised")) == "the trial of supervised"
     assert [meaning(value) for value in ("mse", 0.04, None, [1, 2])] == ['"mse"', "0.04", "null", "[1, 2]"]
+
+
+def test_every_row_may_be_given_what_a_row_takes_from_the_baseline(smoke: Trial) -> None:
+    axis = Axis("epochs", {"x1": {}, "x2": {"epochs": Like("epochs", times=2)}})
+    trials = Ablation.grid([axis], seeds=[0]).trials(smoke, overrides={"epochs": 5})
+    assert [each.trial.epochs for each in trials] == [5, 10]

@@ -24,6 +24,8 @@ from dino_lab.core.schedules import Now
 from dino_lab.core.trial import Trial
 
 _EVAL_BATCH = 256
+_PIXELS_SIZE = 32
+"""Side to which larger images are shrunk for k-NN of raw pixels, which would else need all of the memory."""
 _STEPS = 1 << 32  # more than any trial has: seeds of steps meet neither each other nor seeds of weights
 
 
@@ -108,7 +110,8 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 if not torch.isfinite(outcome.loss):
                     raise Diverged(done)
                 (outcome.loss / trial.accumulation_steps).backward()
-                outcomes.append(replace(outcome, loss=outcome.loss.detach()))
+                if recorded:
+                    outcomes.append(replace(outcome, loss=outcome.loss.detach()))
 
         for parameter in method.held(now):
             parameter.grad = None
@@ -148,6 +151,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 "step": done,
                 "epoch": done // steps_per_epoch,
                 "finished": done == steps,
+                "judged": next(iter(method.encoders())),
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "verdict": vars(verdict),
@@ -171,7 +175,7 @@ def _evaluate(
     knn = trial.evals.knn
     bank_images, size = train_set.images[: knn.bank_images], trial.crops.global_crops_size
 
-    def top1(network: nn.Module) -> Callable[[str], float]:
+    def top1(network: nn.Module, size: int = size) -> Callable[[str], float]:
         bank, queries = (_features(network, images, size, device) for images in (bank_images, test_set.images))
         return lambda factor: knn.top1(
             bank, train_set.labels[factor][: knn.bank_images], queries, test_set.labels[factor]
@@ -182,10 +186,10 @@ def _evaluate(
     judged = top1(first)
     values = {records.KNN: judged("class")} | {records.FACTOR_KNN + factor: judged(factor) for factor in factors}
     if untrained:
-        pixels = top1(nn.Flatten())
+        pixels = top1(nn.Flatten(), min(size, _PIXELS_SIZE))
         values |= {records.STUDENT_KNN: values[records.KNN], records.PIXELS_KNN: pixels("class")}
         return values | {records.FACTOR_PIXELS_KNN + factor: pixels(factor) for factor in factors}
-    values[records.STUDENT_KNN] = top1(*others)("class") if others else values[records.KNN]
+    values[records.STUDENT_KNN] = top1(others[0])("class") if others else values[records.KNN]
     return values
 
 

@@ -58,7 +58,8 @@ class Trial(Settings):
     """B, images of a step."""
     accumulation_steps: int = Field(default=1, ge=1)
     """Equal parts in which a step's images are worked through. The step is that of the whole batch, but for what looks
-    at whole batches: batch normalisation, Sinkhorn, softmax over the batch, InfoNCE, queues, and draws of drop path."""
+    at whole batches: batch normalisation, Sinkhorn, softmax over the batch, InfoNCE, queues, and draws of drop path
+    and masks."""
     precision: Literal["f32", "bf16"] = "f32"
     """Of matrix products in forward and backward passes; weights, loss and the average of the teacher stay f32."""
     data: DataSettings = Shapes()

@@ -287,6 +287,8 @@ def _ray(address: str | None) -> Iterator[None]:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_SCHEDULER_EVENTS="0",
         RAY_AIR_NEW_OUTPUT="0",
+        # A relative path in a knob is meant from where the command was given, not from a trial's folder.
+        RAY_CHDIR_TO_TRIAL_DIR="0",
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
     )
     import ray

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dino_lab.core import records
 from dino_lab.core.data.batches import Batches
+from dino_lab.core.networks.weights import read_network
 from dino_lab.core.records import Record
 from dino_lab.core.schedules import Now
 from dino_lab.core.trainer import CHECKPOINT, Diverged, train
@@ -304,6 +305,9 @@ def test_a_teacher_is_taken_from_a_finished_trial_alone(short: Trial, tmp_path: 
     made = run(student, tmp_path / student.identity)
     # A teacher that does not move is not judged: the student is, in both places.
     assert made[-1].values[records.KNN] == made[-1].values[records.STUDENT_KNN]
+    assert kept(tmp_path / student.identity)["judged"] == "student"
+    own = read_network(student.identity, tmp_path)["backbone.vit.cls_token"]
+    assert torch.equal(own, kept(tmp_path / student.identity)["method"]["student.backbone.vit.cls_token"])
     frozen = kept(tmp_path / student.identity)["method"]
     trained = kept(tmp_path / teacher.identity)["method"]
     for name in trained:

@@ -17,6 +17,7 @@ from jaxtyping import Int64, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from dino_lab.core.data.random import order
 from dino_lab.core.data.shapes import DRAWING, FACTORS, ShapesKnobs, Split, draw
 from dino_lab.core.settings import Settings
 
@@ -131,16 +132,23 @@ class ImageFolder(Settings):
         """The split, decoded if `cache_dir` does not hold it yet.
 
         Raises:
-            ValueError: there is no such folder or no image in it, or a file cannot be decoded.
+            ValueError: there is no such folder or no image in it, the splits differ in classes, or a file cannot be
+                decoded.
         """
         from torchvision import datasets, transforms  # slow to import
 
         name = self.train_folder if split == "train" else self.test_folder
         try:
             listing = datasets.ImageFolder(str(Path(self.root) / name))
+            others = datasets.folder.find_classes(str(Path(self.root) / self.train_folder))[0]
         except FileNotFoundError as error:
             raise ValueError(f"data.root = {self.root!r}: {error}") from None
-        files = [(str(Path(path).relative_to(self.root)), label) for path, label in listing.samples]
+        if listing.classes != others:
+            odd = sorted(set(listing.classes) ^ set(others))[:3]
+            raise ValueError(f"data.root = {self.root!r}: {name} and {self.train_folder} differ in classes: {odd}")
+        # Not class after class, since the first images are what k-NN compares with.
+        samples = [listing.samples[i] for i in order(0, 0, len(listing.samples))]
+        files = [(str(Path(path).relative_to(self.root)), label) for path, label in samples]
 
         def make(folder: Path) -> dict[str, np.ndarray]:
             square = transforms.Compose(
@@ -151,15 +159,15 @@ class ImageFolder(Settings):
             )
             shape = (len(files), self.image_size, self.image_size, 3)
             images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-            for i, (path, _) in enumerate(listing.samples):
+            for i, (path, _) in enumerate(samples):
                 try:
                     images[i] = square(listing.loader(path))
                 except OSError as error:
                     raise ValueError(f"{path}: cannot be decoded: {error}") from None
             return {"images": images, "labels": np.array([[label for _, label in files]], dtype=np.int64)}
 
-        # By names, not by bytes: a file that is changed in place is not seen until the data folder is removed.
-        names = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        # By place and names, not by bytes: a file changed in place is not seen until the data folder is removed.
+        names = hashlib.sha256(json.dumps([str(Path(self.root).resolve()), files]).encode()).hexdigest()
         drawing = {"kind": self.kind, "split": split, "image_size": self.image_size, "files": names}
         kept, digest = _kept(cache_dir, drawing, make)
         return ImageSet(

@@ -61,7 +61,7 @@ def read_network(name: str, trials_dir: Path) -> dict[str, Tensor]:
     """
     path = find_checkpoint(name, trials_dir)
     state = _load(path)
-    if state.get("finished") is False:  # what others wrote does not say
+    if isinstance(state, dict) and state.get("finished") is False:  # what others wrote does not say
         raise ValueError(f"checkpoint {path}: its trial has not finished, at step {state['step']}")
     return weights_in(state, source=path).network
 
@@ -92,6 +92,7 @@ def weights_in(state: Any, *, source: Path, role: Role | None = None) -> Weights
         case {"method": method}:
             networks = {"teacher": _below("teacher.network.", method), "student": _below("student.", method)}
             center = method.get("center")
+            role = role or state.get("judged")  # a teacher that was given is not what the trial trained
         case {"teacher": _} | {"student": _}:
             networks = {
                 "teacher": _of_reference(state.get("teacher", {})),

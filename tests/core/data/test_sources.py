@@ -204,11 +204,18 @@ def test_photographs_of_every_mode_become_squares_with_their_folder_as_class(pho
     train, test = (settings.build(split, tmp_path / "data") for split in ("train", "test"))
     expected = [(255, 0, 0), (0, 255, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)]
     assert train.images.shape == (6, 16, 16, 3)
-    for image, color in zip(train.images, expected, strict=True):
-        assert (image.int() - torch.tensor(color)).abs().max() <= 2
-    assert train.labels["class"].tolist() == [0, 0, 0, 1, 1, 1]
+    labels = train.labels["class"].tolist()
+    for image, label in zip(train.images, labels, strict=True):
+        assert (image.float().std(dim=(0, 1)) < 1).all()
+        color = image.float().mean(dim=(0, 1))
+        near = min(range(6), key=lambda i: (color - torch.tensor(expected[i])).abs().sum().item())
+        assert (color - torch.tensor(expected[near])).abs().max() <= 2
+        assert label == near // 3
+    assert sorted(labels) == [0, 0, 0, 1, 1, 1]
+    # Mixed, so that the first ones, the bank of k-NN, are of all classes.
+    assert labels != sorted(labels)
     assert train.classes == test.classes == {"class": ("cat", "dog")}
-    assert test.labels["class"].tolist() == [0, 1]
+    assert sorted(test.labels["class"].tolist()) == [0, 1]
 
 
 def test_the_shorter_side_is_resized_and_the_middle_kept(tmp_path):
@@ -234,3 +241,21 @@ def test_photographs_are_decoded_once_and_found_by_their_names(photographs, tmp_
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"data\.root = 'nowhere'"):
         ImageFolder(root="nowhere").build("train", tmp_path)
+
+
+def test_splits_with_other_classes_are_refused(photographs, tmp_path):
+    (photographs / "val/cat/0.png").unlink()
+    (photographs / "val/cat").rmdir()
+    with pytest.raises(ValueError, match=r"val and train differ in classes: \['cat'\]"):
+        ImageFolder(root=str(photographs)).build("test", tmp_path / "data")
+
+
+def test_another_folder_with_the_same_names_is_another_data_set(photographs, tmp_path):
+    here = ImageFolder(root=str(photographs), image_size=16).build("train", tmp_path / "data")
+    elsewhere = tmp_path / "elsewhere"
+    for path in photographs.rglob("*.*"):
+        copy = elsewhere / path.relative_to(photographs)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), "pink").save(copy)
+    there = ImageFolder(root=str(elsewhere), image_size=16).build("train", tmp_path / "data")
+    assert there.digest != here.digest
