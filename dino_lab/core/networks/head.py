@@ -90,10 +90,7 @@ class BottleneckHead(Head):
         self.mlp = layers
         self.projected_dim = bottleneck_dim
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        start_small(self.mlp)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, learn_length=not norm_last_layer)
 
     def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
@@ -209,7 +206,11 @@ class MLPPredictor(Settings):
 
     def build(self, projected_dim: int) -> nn.Module:
         widths = [projected_dim, self.hidden_dim, projected_dim]
-        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm)
+        layers = mlp(widths, activation=self.activation, batch_norm=self.batch_norm)
+        if not self.batch_norm:
+            # Torch's biases are far larger than what the paper's head projects at its start: no image would be seen.
+            start_small(layers)
+        return layers
 
 
 def mlp(widths: list[int], *, activation: Activation, batch_norm: bool) -> nn.Sequential:
@@ -219,6 +220,14 @@ def mlp(widths: list[int], *, activation: Activation, batch_norm: bool) -> nn.Se
         norm = [nn.BatchNorm1d(after)] if batch_norm else []
         layers += [nn.Linear(before, after), *norm, nn.GELU() if activation == "gelu" else nn.ReLU()]
     return nn.Sequential(*layers[: -2 if batch_norm else -1])
+
+
+def start_small(layers: nn.Sequential) -> None:
+    """Starts linear layers as the reference's head: weights of std 0.02, no biases."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
 
 
 HeadSettings: TypeAlias = Annotated[BottleneckHeadSettings | MLPHeadSettings, Field(discriminator="kind")]

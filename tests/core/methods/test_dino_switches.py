@@ -46,6 +46,24 @@ SWITCHES: dict[str, dict[str, Any]] = {
 each_switch = pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
 
 
+# ------------------------------------------------------------------------------------------------------ the start
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_predictor_lets_the_student_see_the_image_from_the_start(activation: str) -> None:
+    """Torch's own biases would be far larger than what the paper's head projects at its start."""
+    changes = {"predictor.kind": "mlp", "predictor.batch_norm": False, "predictor.activation": activation}
+    student = build(SETTINGS.but(changes)).student
+    assert student.predictor is not None
+    with torch.no_grad():
+        projected = student.head.project(student.backbone(batch(0).global_crops[0]))
+        spreads = [
+            float(vectors.std(dim=0).norm() / vectors.mean(dim=0).norm())
+            for vectors in (projected, student.predictor(projected))
+        ]
+    assert spreads[1] > spreads[0] / 2
+
+
 # ------------------------------------------------------------------------------------- which switches go together
 
 
