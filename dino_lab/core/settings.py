@@ -144,7 +144,9 @@ def _carried(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def _kind(variant: type[Settings]) -> Any:
-    return variant.model_fields["kind"].default
+    """The name of a section's kind; None for a section that has one kind alone."""
+    field = variant.model_fields.get("kind")
+    return field and field.default
 
 
 def _place(path: str) -> tuple[bool, int]:
