@@ -22,7 +22,8 @@ class MoCo(Settings):
     """MoCo-v2 with DINO's crops and backbone, as in the paper's comparison.
 
     The head has no batch normalisation, as published; DINO's Table 14 counts batch normalisation in it
-    (`head.batch_norm`), and there it is not shuffled between devices as the source shuffles a ResNet's.
+    (`head.batch_norm`), and there it is not shuffled between devices as the source shuffles a ResNet's. Without it the
+    head starts as DINO's, the source's as torch's layers.
 
     Source: MoCo-v2 (arXiv:2003.04297); MoCo (arXiv:1911.05722), Algorithm 1; DINO (arXiv:2104.14294), Tables 7, 13
     and 14.

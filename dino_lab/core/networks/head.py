@@ -90,7 +90,7 @@ class BottleneckHead(Head):
         self.mlp = layers
         self.projected_dim = bottleneck_dim
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
-        start_small(self.mlp)
+        start_as_reference(self.mlp)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, learn_length=not norm_last_layer)
 
     def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
@@ -206,24 +206,31 @@ class MLPPredictor(Settings):
 
     def build(self, projected_dim: int) -> nn.Module:
         widths = [projected_dim, self.hidden_dim, projected_dim]
-        layers = mlp(widths, activation=self.activation, batch_norm=self.batch_norm)
-        if not self.batch_norm:
-            # Torch's biases are far larger than what the paper's head projects at its start: no image would be seen.
-            start_small(layers)
-        return layers
+        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm)
 
 
 def mlp(widths: list[int], *, activation: Activation, batch_norm: bool) -> nn.Sequential:
-    """Linear layers of these widths, with normalisation and activation after all but the last; torch's own start."""
+    """Linear layers of these widths, with normalisation and activation after all but the last.
+
+    Without normalisation they start as the reference's, so that a switch of the head changes no scale besides: torch's
+    own biases would hide the image where they follow the paper's small projection. With it the scale is the same
+    either way, and the start is torch's.
+    """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         norm = [nn.BatchNorm1d(after)] if batch_norm else []
         layers += [nn.Linear(before, after), *norm, nn.GELU() if activation == "gelu" else nn.ReLU()]
-    return nn.Sequential(*layers[: -2 if batch_norm else -1])
+    made = nn.Sequential(*layers[: -2 if batch_norm else -1])
+    if not batch_norm:
+        start_as_reference(made)
+    return made
 
 
-def start_small(layers: nn.Sequential) -> None:
-    """Starts linear layers as the reference's head: weights of std 0.02, no biases."""
+def start_as_reference(layers: nn.Sequential) -> None:
+    """Weights of std 0.02, no biases.
+
+    Source: vision_transformer.py, DINOHead._init_weights.
+    """
     for layer in layers:
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -16,7 +16,6 @@ from dino_lab.core import records
 from dino_lab.core.methods.method import Batch, Surroundings
 from dino_lab.core.methods.moco import MoCo, MoCoMethod, info_nce
 from dino_lab.core.networks.backbone import Backbone
-from dino_lab.core.networks.network import Network
 from dino_lab.core.networks.teacher import Momentum
 from dino_lab.core.schedules import Now
 
@@ -106,8 +105,8 @@ def test_loss_is_that_of_plain_loops(
 @pytest.mark.parametrize("temp", [0.07, 0.2])
 @pytest.mark.parametrize(("global_crops", "local_crops"), [(2, 0), (2, 2), (3, 1)])
 def test_steps_and_queue_are_those_of_a_loop_with_lightlys(global_crops: int, local_crops: int, temp: float) -> None:
-    moco = method(SETTINGS.but({"temp": temp, "queue_size": 2 * global_crops * B}))
-    student, teacher = (copy.deepcopy(Network(moco.student.backbone, moco.student.head)) for _ in range(2))
+    moco = moved(method(SETTINGS.but({"temp": temp, "queue_size": 2 * global_crops * B})))
+    student, teacher = copy.deepcopy(moco.student), copy.deepcopy(moco.teacher.network)
     lightly = NTXentLoss(temperature=temp, memory_bank_size=tuple(moco.queue.shape))
     lightly.memory_bank.bank.copy_(moco.queue)
     ours, theirs = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (moco.student, student))

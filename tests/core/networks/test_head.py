@@ -206,6 +206,17 @@ def test_an_mlp_head_has_its_widths_and_starts_as_torchs_layers(layers_number: i
         assert linear.weight.abs().max().item() == pytest.approx(1 / math.sqrt(linear.in_features), rel=0.02)
 
 
+@pytest.mark.parametrize("kind", [MLPHeadSettings, MLPPredictor])
+def test_without_normalisation_an_mlp_starts_as_the_papers_head(kind: type[MLPHeadSettings | MLPPredictor]) -> None:
+    torch.manual_seed(0)
+    built = kind(hidden_dim=500, batch_norm=False).build(300)
+    linears = [layer for layer in built.modules() if isinstance(layer, nn.Linear)]
+    assert len(linears) == 2
+    for linear in linears:
+        assert linear.weight.std().item() == pytest.approx(0.02, rel=0.02)
+        assert not linear.bias.any()
+
+
 def test_an_mlp_head_holds_nothing() -> None:
     assert not any(list(SMALL_MLP.build(8).held(now(step))) for step in range(100))
 
