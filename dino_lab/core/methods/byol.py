@@ -1,13 +1,12 @@
 """BYOL: the student predicts the teacher's output of another crop (arXiv:2006.07733); no negatives, no prototypes."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_lab.core.methods.losses import MSE
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import MLPHeadSettings, MLPPredictor, PredictorSettings
 from dino_lab.core.networks.network import Network
@@ -34,16 +33,11 @@ class BYOL(Settings):
     def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "BYOLMethod":
         head = self.head.build(backbone.embed_dim)
         predictor = self.predictor.build(head.projected_dim)
-        return BYOLMethod(Network(backbone, head, predictor), settings=self, surroundings=surroundings)
+        return BYOLMethod(Network(backbone, head, predictor), self.teacher, surroundings)
 
 
-class BYOLMethod(nn.Module):
+class BYOLMethod(SelfDistillation):
     """A student with a predictor, and its teacher without one."""
-
-    def __init__(self, student: Network, *, settings: BYOL, surroundings: Surroundings) -> None:
-        super().__init__()
-        self.student = student
-        self.teacher = settings.teacher.build(student, trials_dir=surroundings.trials_dir)
 
     def loss(self, batch: Batch, now: Now) -> Outcome:
         """Squared distance of l2-normalised predictions and teacher's outputs, mean over pairs of different crops.
@@ -59,13 +53,3 @@ class BYOLMethod(nn.Module):
         loss = MSE().between(outputs, F.normalize(predictions.float(), dim=-1))
         measures: dict[str, float | Tensor] = {**self.teacher.measures(now)} if now.measured else {}
         return Outcome(loss, features.float(), outputs=outputs, measures=measures)
-
-    def after_step(self, now: Now) -> None:
-        """Moves the teacher toward the student."""
-        self.teacher.follow(self.student, now)
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return ()
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}

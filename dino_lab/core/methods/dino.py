@@ -1,17 +1,16 @@
 """DINO: self-distillation with no labels (arXiv:2104.14294), in the order of its Algorithm 1."""
 
-from collections.abc import Iterable
 from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_lab.core import records
 from dino_lab.core.methods.losses import CrossEntropy, LossSettings, cross_entropy, entropy, kl_divergence
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.methods.operations import Centering, OperationSettings, Sinkhorn, SoftmaxBatch
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import BottleneckHeadSettings, HeadSettings, NoPredictor, PredictorSettings
@@ -62,16 +61,14 @@ class DINO(Settings):
         return DINOMethod(Network(backbone, head, predictor), settings=self, surroundings=surroundings)
 
 
-class DINOMethod(nn.Module):
+class DINOMethod(SelfDistillation):
     """A student, its teacher, and the centre of the teacher's logits."""
 
     center: Float[Tensor, "K"]
 
     def __init__(self, student: Network, *, settings: DINO, surroundings: Surroundings) -> None:
-        super().__init__()
+        super().__init__(student, settings.teacher, surroundings)
         self.settings = settings
-        self.student = student
-        self.teacher = settings.teacher.build(student, trials_dir=surroundings.trials_dir)
         self.register_buffer("center", torch.zeros(settings.head.out_dim))
         self._logits_means: list[Tensor] = []
 
@@ -107,12 +104,6 @@ class DINOMethod(nn.Module):
 
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, then the centre toward the logits of this step."""
-        self.teacher.follow(self.student, now)
+        super().after_step(now)
         self.settings.operation.move_center(self.center, torch.stack(self._logits_means).mean(dim=0))
         self._logits_means.clear()
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return self.student.head.held(now)
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}

@@ -1,16 +1,15 @@
 """Knowledge distillation from a supervised network (arXiv:1503.02531): the form from which DINO drops the labels."""
 
 import copy
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_lab.core import records
 from dino_lab.core.methods.losses import cross_entropy, entropy, kl_divergence
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import Classifier
 from dino_lab.core.networks.network import Network
@@ -45,12 +44,11 @@ class Distillation(Settings):
         return DistillationMethod(student, weights, source=f"method.checkpoint = {self.checkpoint!r}", temp=self.temp)
 
 
-class DistillationMethod(nn.Module):
+class DistillationMethod(Method):
     """A student, and a frozen teacher in evaluation mode, batch normalisation included."""
 
     def __init__(self, student: Network, weights: dict[str, Tensor], *, source: str, temp: float) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.teacher = copy.deepcopy(student)
         load_weights(self.teacher, weights, source=source)
         self.teacher.requires_grad_(False)
@@ -84,12 +82,3 @@ class DistillationMethod(nn.Module):
             }
         features = features[: len(batch.global_crops)].detach().float()
         return Outcome(cross_entropy(targets, log_probs), features, measures=measures)
-
-    def after_step(self, now: Now) -> None:
-        """The teacher stays."""
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return ()
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"student": self.student.backbone}

@@ -1,6 +1,5 @@
 """MAE: the pixels of hidden patches from those in sight (arXiv:2111.06377); no teacher, and no two crops compared."""
 
-from collections.abc import Iterable
 from typing import Literal, Self
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.methods.patches import PatchMean, hidden_number, places, random_masks, with_patches
 from dino_lab.core.networks.backbone import BackboneNetwork, VisionTransformer
 from dino_lab.core.schedules import Now
@@ -162,14 +161,15 @@ class Autoencoder(nn.Module):
 # ---------------------------------------------------------------------------------------------------- the method
 
 
-class MAEMethod(nn.Module):
+class MAEMethod(Method):
     """An autoencoder; it has no teacher."""
 
+    student: Autoencoder
+
     def __init__(self, student: Autoencoder, *, side: int, settings: MAE) -> None:
-        super().__init__()
+        super().__init__(student)
         self.settings = settings
         self.side = side
-        self.student = student
 
     def loss(self, batch: Batch, now: Now) -> Outcome:
         """Mean squared error of the pixels of hidden patches.
@@ -191,12 +191,6 @@ class MAEMethod(nn.Module):
             targets = normalised(targets)
         features = encoded[:, 1:].detach().float().mean(dim=1).unflatten(0, batch.global_crops.shape[:2])
         return Outcome(hidden_error(predictions.float(), targets, hidden.to(crops.device)), features)
-
-    def after_step(self, now: Now) -> None:
-        """There is nothing else to move."""
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return ()
 
     def encoders(self) -> dict[str, nn.Module]:
         return {"student": PatchMean(self.student.backbone)}

@@ -1,6 +1,5 @@
 """Masked prediction, BERT's for images: the student names what the teacher sees in patches that it does not see."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from dino_lab.core import records
 from dino_lab.core.methods.losses import CrossEntropy, entropy
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.methods.operations import Centering
 from dino_lab.core.methods.patches import PatchMean, block_masks, hidden_number, places, random_masks, with_patches
 from dino_lab.core.networks.backbone import BackboneNetwork, VisionTransformer
@@ -81,17 +80,16 @@ class MaskedStudent(Network):
         return self.head(patches.flatten(0, 1)).unflatten(0, masked.shape)  # type: ignore[no-any-return]
 
 
-class MaskedMethod(nn.Module):
+class MaskedMethod(SelfDistillation):
     """A student that sees masked crops, its teacher that sees them whole, and the centre of the teacher's logits."""
 
+    student: MaskedStudent
     center: Float[Tensor, "K"]
 
     def __init__(self, student: MaskedStudent, *, side: int, settings: Masked, surroundings: Surroundings) -> None:
-        super().__init__()
+        super().__init__(student, settings.teacher, surroundings)
         self.settings = settings
         self.side = side
-        self.student = student
-        self.teacher = settings.teacher.build(student, trials_dir=surroundings.trials_dir)
         self.register_buffer("center", torch.zeros(settings.head.out_dim))
         self._logits_means: list[Tensor] = []
 
@@ -140,12 +138,9 @@ class MaskedMethod(nn.Module):
 
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, then the centre toward the logits of this step."""
-        self.teacher.follow(self.student, now)
+        super().after_step(now)
         self.settings.operation.move_center(self.center, torch.stack(self._logits_means).mean(dim=0))
         self._logits_means.clear()
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return self.student.head.held(now)
 
     def encoders(self) -> dict[str, nn.Module]:
         teacher = {"teacher": PatchMean(self._teacher_backbone)}

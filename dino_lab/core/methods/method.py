@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from dino_lab.core.networks.network import Network
+from dino_lab.core.networks.teacher import TeacherSettings
 from dino_lab.core.schedules import Now
 
 
@@ -49,27 +51,50 @@ class Outcome:
     measures: dict[str, float | Tensor] = field(default_factory=dict)
 
 
-class Method(Protocol):
-    """A way to train a student, as an nn.Module. Only `after_step` changes state; all of it is in `state_dict`."""
+class Method(nn.Module):
+    """A way to train a student. Only `after_step` changes state; all of it is in `state_dict`."""
 
     student: nn.Module
     """What the optimiser moves: with a backbone, and whatever is learned with it."""
 
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
     def loss(self, batch: Batch, now: Now) -> Outcome:
         """Of one batch, or of one of several parts of a step's batch, which are then called in turn."""
-        ...
+        raise NotImplementedError
 
     def after_step(self, now: Now) -> None:
         """After the optimiser has moved the student."""
-        ...
 
     def held(self, now: Now) -> Iterable[nn.Parameter]:
         """Parameters of the student that do not move in this step."""
-        ...
+        return ()
 
     def encoders(self) -> dict[str, nn.Module]:
         """Images to features by role: the student, and the teacher if there is one. The first is the one to judge."""
-        ...
+        return {"student": self.student.get_submodule("backbone")}
+
+
+class SelfDistillation(Method):
+    """A student that learns from a teacher made of itself."""
+
+    student: Network
+
+    def __init__(self, student: Network, teacher: TeacherSettings, surroundings: Surroundings) -> None:
+        super().__init__(student)
+        self.teacher = teacher.build(student, trials_dir=surroundings.trials_dir)
+
+    def after_step(self, now: Now) -> None:
+        """Moves the teacher toward the student."""
+        self.teacher.follow(self.student, now)
+
+    def held(self, now: Now) -> Iterable[nn.Parameter]:
+        return self.student.head.held(now)
+
+    def encoders(self) -> dict[str, nn.Module]:
+        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:

@@ -1,15 +1,14 @@
 """MoCo-v2: which key is of the same image, among a queue of keys of other images (arXiv:1911.05722, 2003.04297)."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import MLPHeadSettings
 from dino_lab.core.networks.network import Network
@@ -68,7 +67,7 @@ def info_nce(
     return torch.stack(losses).mean()
 
 
-class MoCoMethod(nn.Module):
+class MoCoMethod(SelfDistillation):
     """A student, its teacher, and the queue: the teacher's keys of the steps before."""
 
     queue: Float[Tensor, "N K"]
@@ -76,10 +75,8 @@ class MoCoMethod(nn.Module):
     """Row of the oldest key, which is the next to be replaced."""
 
     def __init__(self, student: Network, *, settings: MoCo, surroundings: Surroundings) -> None:
-        super().__init__()
+        super().__init__(student, settings.teacher, surroundings)
         self.settings = settings
-        self.student = student
-        self.teacher = settings.teacher.build(student, trials_dir=surroundings.trials_dir)
         self.register_buffer("queue", F.normalize(torch.randn(settings.queue_size, settings.head.out_dim), dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self._keys: list[Tensor] = []
@@ -105,15 +102,9 @@ class MoCoMethod(nn.Module):
         Crop after crop, the images of all parts together, so that the queue does not depend on the number of parts.
         Of more keys than the queue holds, the newest stay.
         """
-        self.teacher.follow(self.student, now)
+        super().after_step(now)
         keys = torch.cat(self._keys, dim=1).flatten(0, 1)[-len(self.queue) :]
         self._keys.clear()
         rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[rows] = keys
         self.pointer.add_(len(keys)).remainder_(len(self.queue))
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return ()
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {role: network.backbone for role, network in self.teacher.networks(self.student).items()}

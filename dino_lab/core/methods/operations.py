@@ -57,6 +57,11 @@ class _WithoutCenter(Settings):
     def shifted(self, logits: Float[Tensor, "*B K"], center: Float[Tensor, "K"]) -> Float[Tensor, "*B K"]:
         return logits
 
+    def targets(
+        self, logits: Float[Tensor, "*B K"], center: Float[Tensor, "K"], teacher_temp: float
+    ) -> Float[Tensor, "*B K"]:
+        return sharpened(logits, teacher_temp)
+
     def move_center(self, center: Float[Tensor, "K"], mean: Float[Tensor, "K"]) -> None:
         """It stays at 0."""
 
@@ -66,11 +71,6 @@ class NoOperation(_WithoutCenter):
 
     kind: Literal["none"] = "none"
     """Which operation."""
-
-    def targets(
-        self, logits: Float[Tensor, "*B K"], center: Float[Tensor, "K"], teacher_temp: float
-    ) -> Float[Tensor, "*B K"]:
-        return sharpened(logits, teacher_temp)
 
 
 class SoftmaxBatch(_WithoutCenter):

@@ -1,13 +1,11 @@
 """Supervised training: a classifier on the backbone, taught by labels. What DINO's features are measured against."""
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import nn
 
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import Classifier
 from dino_lab.core.networks.network import Network
@@ -34,12 +32,11 @@ class Supervised(Settings):
         return SupervisedMethod(Network(backbone, head), label_smoothing=self.label_smoothing)
 
 
-class SupervisedMethod(nn.Module):
+class SupervisedMethod(Method):
     """A student without a teacher."""
 
     def __init__(self, student: Network, *, label_smoothing: float) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.label_smoothing = label_smoothing
 
     def loss(self, batch: Batch, now: Now) -> Outcome:
@@ -48,12 +45,3 @@ class SupervisedMethod(nn.Module):
         labels = batch.labels.expand(len(logits), -1)
         loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), label_smoothing=self.label_smoothing)
         return Outcome(loss, features[: len(batch.global_crops)].detach().float())
-
-    def after_step(self, now: Now) -> None:
-        """There is nothing else to move."""
-
-    def held(self, now: Now) -> Iterable[nn.Parameter]:
-        return ()
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"student": self.student.backbone}

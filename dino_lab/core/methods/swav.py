@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dino_lab.core import records
 from dino_lab.core.methods.losses import cross_entropy, entropy, kl_divergence
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.methods.operations import sinkhorn
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import Head, MLPHeadSettings
@@ -65,13 +65,12 @@ class PrototypesHead(Head):
         return self.prototypes(F.normalize(projected, dim=-1))  # type: ignore[no-any-return]
 
 
-class SwAVMethod(nn.Module):
+class SwAVMethod(Method):
     """A student alone, with its prototypes."""
 
     def __init__(self, student: Network, *, settings: SwAV) -> None:
-        super().__init__()
+        super().__init__(student)
         self.settings = settings
-        self.student = student
         self._normalize_prototypes()
 
     def loss(self, batch: Batch, now: Now) -> Outcome:
@@ -102,9 +101,6 @@ class SwAVMethod(nn.Module):
     def held(self, now: Now) -> Iterable[nn.Parameter]:
         frozen = now.step < self.settings.freeze_prototypes_epochs * now.steps_per_epoch
         return [self._prototypes()] if frozen else ()
-
-    def encoders(self) -> dict[str, nn.Module]:
-        return {"student": self.student.backbone}
 
     def _prototypes(self) -> nn.Parameter:
         return self.student.get_parameter("head.prototypes.weight")
