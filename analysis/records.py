@@ -45,6 +45,8 @@ class Sweep:
     """Label of the row that the others are compared with."""
     published: str
     """Study in the published numbers; empty if there is none."""
+    arms: dict[str, str]
+    """The study's name of a row, where the row's label is another."""
     trials: pd.DataFrame
     curves: pd.DataFrame
 
@@ -91,6 +93,7 @@ def read(
         note=tags["mlflow.note.content"],
         baseline_row=tags["dino_lab.baseline_row"],
         published=tags["dino_lab.published"],
+        arms=json.loads(tags.get("dino_lab.arms", "{}")),
         trials=trials,
         curves=curves,
     )

@@ -63,9 +63,9 @@ def arms(sweep: Sweep) -> pd.DataFrame:
         index=[UNTRAINED, PIXELS],
     )
     table = pd.concat([pd.concat(parts, axis="columns"), references]).astype(dict.fromkeys(counts, "Int64"))
-    numbers = published(sweep.published)
+    numbers = published(sweep.published, sweep.arms)
     for metric in PAPER:
-        by_arm = numbers[numbers["metric"] == metric].groupby("arm", sort=False)["value"]
+        by_arm = numbers[numbers["metric"] == metric].groupby("row", sort=False)["value"]
         if set(by_arm.groups) & set(counts.index):
             # An arm that the paper gives at several settings keeps them all, in the paper's order.
             table[f"paper_{metric}"] = by_arm.agg(lambda values: " / ".join(f"{value:.1f}" for value in values))
@@ -117,11 +117,11 @@ def arms_table(sweep: Sweep) -> Table:
     if tests:
         cells["p"] = [_p(value) for value in table["difference_p_holm"]]
         notes[-1] += f" p: paired t-test with Holm's correction, number of tests: {tests}."
-    numbers = published(sweep.published)
+    numbers = published(sweep.published, sweep.arms)
     for metric, column in PAPER.items():
         if f"paper_{metric}" in table:
             cells[column] = table[f"paper_{metric}"].fillna("")
-            shown = numbers[numbers["arm"].isin(rows) & (numbers["metric"] == metric)]
+            shown = numbers[numbers["row"].isin(rows) & (numbers["metric"] == metric)]
             places = " / ".join((shown["source"] + ", " + shown["setting"]).unique())
             notes.append(f"{column.removesuffix(' %')}: arXiv:2104.14294, {places}.")
     cells.index = pd.Index([*_marked(rows, counts), UNTRAINED, PIXELS])

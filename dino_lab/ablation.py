@@ -83,6 +83,8 @@ class LabelledTrial:
     seed: int
     levels: Mapping[str, str]
     trial: Trial
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    """Knobs that differ from the baseline because a kind does that the row states."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Ablation:
     published: str | None = None
     fixed: Changes = field(default_factory=dict)
     """Knobs set for every row."""
+    arms: Mapping[str, str] = field(default_factory=dict)
+    """The paper's name of a row, where the row's label is another."""
 
     @classmethod
     def grid(
@@ -106,6 +110,7 @@ class Ablation:
         seeds: Sequence[int] = (0, 1, 2),
         published: str | None = None,
         fixed: Changes | None = None,
+        arms: Mapping[str, str] | None = None,
     ) -> Ablation:
         """Every combination of levels; the last axis varies fastest.
 
@@ -121,7 +126,7 @@ class Ablation:
             changes = {k: v for axis in axes for k, v in axis.levels[chosen[axis.name]].items()}
             label = levels[0] if len(axes) == 1 else ", ".join(f"{name} {level}" for name, level in chosen.items())
             rows.append(Row(label, chosen, changes))
-        return cls(tuple(rows), tuple(seeds), published, fixed or {})
+        return cls(tuple(rows), tuple(seeds), published, fixed or {}, arms or {})
 
     @classmethod
     def one_at_a_time(
@@ -131,6 +136,7 @@ class Ablation:
         seeds: Sequence[int] = (0, 1, 2),
         published: str | None = None,
         fixed: Changes | None = None,
+        arms: Mapping[str, str] | None = None,
     ) -> Ablation:
         """The baseline as it is, then each level of each axis alone."""
         rows = [Row("baseline", {}, {})]
@@ -138,7 +144,7 @@ class Ablation:
             for level, changes in axis.levels.items():
                 label = level if len(axes) == 1 else f"{axis.name} {level}"
                 rows.append(Row(label, {axis.name: level}, changes))
-        return cls(tuple(rows), tuple(seeds), published, fixed or {})
+        return cls(tuple(rows), tuple(seeds), published, fixed or {}, arms or {})
 
     @property
     def baseline_row(self) -> str:
@@ -153,7 +159,8 @@ class Ablation:
 
         Raises:
             KnobError: naming the row, the knob and what is allowed; an override of what a row sets itself would
-                make two rows the same, and a row's own seed would unpair it from the others.
+                make two rows the same, a row's own seed would unpair it from the others, and a row that came to differ
+                from the baseline in more than it states would not show what its stated knobs do.
         """
         overrides = overrides or {}
         for row in self.rows:
@@ -169,15 +176,16 @@ class Ablation:
                     trial = start.but({knob: _resolved(value, values, ids) for knob, value in row.changes.items()})
                 except KnobError as error:
                     raise KnobError(f"row {row.label!r}: {error}") from None
+                implied = _implied(values, trial.flat(), row)
                 ids[row.label] = trial.identity
-                labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial))
+                labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial, implied))
         return labelled
 
 
 def _resolved(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
     if isinstance(value, Like):
-        if value not in baseline:
-            raise KnobError(f"like {str(value)!r}: the baseline has no such knob")
+        if baseline.get(value) is None:
+            raise KnobError(f"like {str(value)!r}: the baseline does not set it")
         found = baseline[value]
         return found if value.times == 1.0 else type(found)(found * value.times)
     if isinstance(value, TrialOf):
@@ -185,6 +193,17 @@ def _resolved(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -
             raise KnobError(f"trial of row {str(value)!r}: no row before it has this label")
         return ids[value]
     return value
+
+
+def _implied(before: Mapping[str, Any], after: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    """What differs in a row without being stated: only what comes with a kind that is stated, or the row is refused."""
+    differs = {
+        knob: after[knob] for knob in before.keys() & after.keys() - row.changes.keys() if before[knob] != after[knob]
+    }
+    sections = tuple(knob.removesuffix("kind") for knob in row.changes if knob.endswith(".kind"))
+    if unstated := sorted(knob for knob in differs if not knob.startswith(sections)):
+        raise KnobError(f"row {row.label!r}: differs from the baseline in more than it states: {', '.join(unstated)}")
+    return dict(sorted(differs.items()))
 
 
 def meaning(value: Any) -> str:

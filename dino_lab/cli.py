@@ -106,15 +106,20 @@ def plan(
     if as_json:
         # Values that stand for others as they are with the first seed.
         knobs = {each.row: each.trial.flat() for each in reversed(asked.labelled)}
+        implied = {each.row: each.implied for each in asked.labelled}
         rows = [
-            {"row": row.label, "changes": {knob: knobs[row.label][knob] for knob in row.changes}}
+            {
+                "row": row.label,
+                "changes": {knob: knobs[row.label][knob] for knob in row.changes},
+                "implied": implied[row.label],
+            }
             for row in asked.ablation.rows
         ]
         work = {"left": len(left), "seconds_left": seconds}
         _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
         return
     out.print(asked.note, "\n", markup=False)
-    out.print(terminal.plan_table(asked.ablation, trials))
+    out.print(terminal.plan_table(asked.ablation, asked.labelled, trials))
     cost = "time unknown until one has ended" if seconds is None else f"about {terminal.duration(seconds)} one by one"
     out.print(f"\n{len(trials)} trials on {baseline}, {len(left)} to do: {cost}")
     _print_next(f"run {name}", _options(changes, baseline, seeds, lab))
@@ -337,6 +342,7 @@ def _run(
                 note=asked.note,
                 baseline_row=asked.ablation.baseline_row,
                 published=asked.ablation.published,
+                arms=asked.ablation.arms,
                 lab=asked.lab,
                 concurrency=concurrency,
                 address=address,

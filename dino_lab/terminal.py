@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dino_lab.ablation import Ablation
+    from dino_lab.ablation import Ablation, LabelledTrial
     from dino_lab.core.records import Record
     from dino_lab.doctor import Finding
     from dino_lab.orchestration.folder import TrialStatus
@@ -40,15 +40,18 @@ def following(out: Console) -> Iterator[Show]:
         yield _InPlace(live)
 
 
-def plan_table(ablation: "Ablation", trials: "Sequence[TrialStatus]") -> Table:
-    """A row of the ablation a line: what it changes, and its trials."""
+def plan_table(ablation: "Ablation", labelled: "Sequence[LabelledTrial]", trials: "Sequence[TrialStatus]") -> Table:
+    """A row of the ablation a line: what it changes, dim what comes with a changed kind, and its trials."""
     from dino_lab.ablation import meaning  # here, since --help need not wait for pydantic
 
+    implied = {each.row: each.implied for each in labelled}
     seeds = dict.fromkeys(trial.seed for trial in trials)
     table = Table("row", "changes", *(f"seed {seed}" for seed in seeds), box=None)
     for row in ablation.rows:
-        changes = "\n".join(f"{knob} = {meaning(value)}" for knob, value in row.changes.items()) or "-"
-        table.add_row(row.label, changes, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
+        changes = [f"{knob} = {meaning(value)}" for knob, value in row.changes.items()]
+        changes += [f"[dim]{knob} = {meaning(value)}[/]" for knob, value in implied[row.label].items()]
+        text = "\n".join(changes) or "-"
+        table.add_row(row.label, text, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
     return table
 
 

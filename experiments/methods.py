@@ -25,9 +25,9 @@ ABLATION = Ablation.grid(
                 "swav": SWAV,
                 "mae": {
                     "method.kind": "mae",
-                    # Of ImageNet's head this is 512, MAE's own.
+                    # Of ImageNet's head and ViT-S this is 512 and 8, MAE's own.
                     "method.decoder_dim": Like("method.head.bottleneck_dim", times=2),
-                    "method.decoder_depth": 2,
+                    "method.decoder_depth": Like("backbone.depth", times=2 / 3),
                     **NO_MULTICROP,
                 },
                 "masked": {"method.kind": "masked", **NO_MULTICROP},

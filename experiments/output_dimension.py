@@ -1,15 +1,19 @@
 """How many prototypes does the head need?
 
-Expect: more are better up to many times the number of classes, then nothing is gained (paper, Appendix C).
+Expect: more are better up to many times the number of classes, then nothing is gained (paper, Appendix C). Each level
+is a multiple of the baseline's prototypes, 65536 in the paper's.
 
 Command: dino-lab run output_dimension
-Cost: 12 trials on shapes_cpu, about 7 minutes on 2 cores.
+Cost: 15 trials on shapes_cpu, about 8 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis
+from dino_lab.ablation import Ablation, Axis, Like
 
+TIMES = {"x1": 1.0, "x1/64": 1 / 64, "x1/16": 1 / 16, "x1/4": 0.25, "x4": 4.0}
+LEVELS = {level: {"method.head.out_dim": Like("method.head.out_dim", times=times)} for level, times in TIMES.items()}
 ABLATION = Ablation.grid(
-    axes=[Axis.over("method.head.out_dim", [256, 64, 1024, 4096])],
+    axes=[Axis("out_dim", LEVELS)],
     seeds=[0, 1, 2],
     published="output_dimension",
+    arms={"x1": "65536", "x1/64": "1024", "x1/16": "4096", "x1/4": "16384", "x4": "262144"},
 )

@@ -7,7 +7,7 @@ Command: dino-lab run teacher_temperature
 Cost: 18 trials on shapes_cpu, about 9 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis
+from dino_lab.ablation import Ablation, Axis, Like
 
 
 def _constant(temp: float) -> dict[str, float]:
@@ -27,7 +27,8 @@ ABLATION = Ablation.grid(
                 "0.04->0.07": {
                     "method.loss.teacher_temp": 0.07,
                     "method.loss.warmup_teacher_temp": 0.04,
-                    "method.loss.warmup_teacher_temp_epochs": 1,
+                    # The first 50 of 100 epochs.
+                    "method.loss.warmup_teacher_temp_epochs": Like("epochs", times=0.5),
                 },
             },
         )

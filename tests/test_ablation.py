@@ -1,4 +1,7 @@
+from typing import Self
+
 import pytest
+from pydantic import model_validator
 
 from dino_lab.ablation import Ablation, Axis, Like, TrialOf, meaning
 from dino_lab.core.settings import KnobError
@@ -138,6 +141,43 @@ def test_the_published_study_is_kept() -> None:
     assert Ablation.one_at_a_time([TEMP]).published is None
 
 
+def test_the_papers_names_of_rows_are_kept() -> None:
+    assert Ablation.grid([TEMP], arms={"0.02": "cold"}).arms == {"0.02": "cold"}
+    assert Ablation.one_at_a_time([TEMP]).arms == {}
+
+
+# ------------------------------------------------------------------------------------------- stated and unstated knobs
+
+
+def test_what_comes_with_a_stated_kind_is_told(smoke: Trial) -> None:
+    axis = Axis("method", {"dino": {}, "byol": {"method.kind": "byol", "method.head.out_dim": 8}})
+    dino, byol = Ablation.grid([axis], seeds=[0]).trials(smoke)
+    assert dino.implied == {}
+    assert byol.implied["method.head.layers_number"] == byol.trial.method.head.layers_number == 2
+    assert smoke.method.head.layers_number == 3
+    assert "method.head.out_dim" not in byol.implied  # it is stated
+    assert "method.teacher.momentum_teacher" not in byol.implied  # it is the baseline's
+    assert set(byol.implied) <= {knob for knob in byol.trial.flat() if knob.startswith("method.")}
+
+
+class Coupled(Trial):
+    """A trial in which one knob silently sets another."""
+
+    @model_validator(mode="after")
+    def _couple(self) -> Self:
+        object.__setattr__(self, "batch_size", 8 * self.accumulation_steps)
+        return self
+
+
+def test_a_row_that_differs_in_more_than_it_states_is_refused(smoke: Trial) -> None:
+    baseline = Coupled.of(smoke.model_dump(mode="json"))
+    axis = Axis("parts", {"1": {}, "2": {"accumulation_steps": 2}})
+    with pytest.raises(KnobError, match=r"row '2': differs from the baseline in more than it states: batch_size$"):
+        Ablation.grid([axis], seeds=[0]).trials(baseline)
+    stated = Axis("parts", {"1": {}, "2": {"accumulation_steps": 2, "batch_size": 16}})
+    assert len(Ablation.grid([stated], seeds=[0]).trials(baseline)) == 2
+
+
 # -------------------------------------------------------------------------------- values that are not written down
 
 
@@ -172,7 +212,8 @@ def test_a_level_may_need_the_trial_of_a_row_before_it_with_the_same_seed(smoke:
     ("value", "message"),
     [
         (TrialOf("later"), "row 'first': trial of row 'later': no row before it has this label"),
-        (Like("method.depth"), "row 'first': like 'method.depth': the baseline has no such knob"),
+        (Like("method.depth"), "row 'first': like 'method.depth': the baseline does not set it"),
+        (Like("runtime.data_dir"), "row 'first': like 'runtime.data_dir': the baseline does not set it"),
     ],
 )
 def test_a_value_that_stands_for_nothing_is_refused(value: str, message: str, smoke: Trial) -> None:

@@ -174,6 +174,7 @@ def test_plan_as_json_holds_every_trial_and_what_its_row_changes() -> None:
     facts = json.loads(answer("plan", "collapse", "--baseline", "smoke", "--seeds", "4,5", "--json"))
     assert [row["row"] for row in facts["rows"]] == ["both", "centring only", "sharpening only"]
     assert facts["rows"][1]["changes"] == {"method.loss.sharpening": False}
+    assert facts["rows"][1]["implied"] == {}
     assert [(trial["row"], trial["seed"]) for trial in facts["trials"]] == [
         (row["row"], seed) for seed in (4, 5) for row in facts["rows"]
     ]

@@ -64,6 +64,7 @@ class Sweep:
     note: str
     baseline_row: str
     published: str | None
+    arms: Mapping[str, str]
     labelled: "Sequence[LabelledTrial]"
 
 
@@ -169,6 +170,7 @@ class Mirror:
         tags = key | {
             "dino_lab.baseline_row": sweep.baseline_row,
             "dino_lab.published": sweep.published or "",
+            "dino_lab.arms": json.dumps(dict(sweep.arms)),
             "mlflow.note.content": sweep.note,
         }
         for run in _search(client, [experiment_id], "tags.`dino_lab.kind` = 'ablation'"):

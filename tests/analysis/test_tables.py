@@ -92,6 +92,12 @@ def test_a_published_number_stands_beside_the_row_of_its_name(sweep):
     assert "paper k-NN: arXiv:2104.14294, Appendix D, ViT-S/16, ImageNet-1k, 100 epochs." in table.notes
 
 
+def test_a_row_may_have_another_name_in_the_paper(sweep):
+    names = {"x1": "6", "x2": "12"}
+    asked = renamed(sweep, ["x1", "x2", "6"], published="attention_heads", arms=names)
+    assert list(tables.arms_table(asked).cells["paper k-NN %"]) == ["72.8", "73.7", "", "", ""]
+
+
 def test_published_numbers_at_two_settings_both_stand(sweep):
     asked = renamed(sweep, ["2x224", "2x224+2x96", "2x224+6x96"], published="crop_count")
     table = tables.arms_table(asked)
@@ -105,8 +111,8 @@ def test_a_study_without_a_row_of_that_name_adds_no_column(sweep):
 
 
 def test_published_arms_stay_text_and_an_unknown_study_is_empty():
-    assert set(published("teacher_temperature")["arm"]) == {"0", "0.02", "0.04", "0.06", "0.08", "0.04->0.07"}
-    assert published("").empty
+    assert set(published("teacher_temperature", {})["row"]) == {"0", "0.02", "0.04", "0.06", "0.08", "0.04->0.07"}
+    assert published("", {}).empty
 
 
 def test_labels_are_escaped(sweep):

@@ -88,6 +88,7 @@ def main() -> None:
             note="Three fakes.",
             baseline_row="row 0",
             published=None,
+            arms={},
             lab=arguments.lab,
             on_progress=show,
             train=functools.partial(

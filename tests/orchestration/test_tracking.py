@@ -25,7 +25,7 @@ ROWS = [
     for seed in (0, 1)
     for index, (row, operation) in enumerate([("both", "centering"), ("sharpening only", "none")])
 ]
-SWEEP = Sweep("collapse", "smoke", {"batch_size": 32}, "# Why", "both", "figure7", ROWS)
+SWEEP = Sweep("collapse", "smoke", {"batch_size": 32}, "# Why", "both", "figure7", {"both": "row 1"}, ROWS)
 IDS = [each.trial.identity for each in ROWS]
 
 
@@ -83,6 +83,7 @@ def test_a_parent_and_a_child_for_each_trial_are_there_before_any_trial_starts(l
     assert parent.data.tags["dino_lab.baseline"] == "smoke"
     assert parent.data.tags["dino_lab.baseline_row"] == "both"
     assert parent.data.tags["dino_lab.published"] == "figure7"
+    assert json.loads(parent.data.tags["dino_lab.arms"]) == {"both": "row 1"}
     assert parent.data.tags["mlflow.note.content"] == "# Why"
     assert parent.info.status == "RUNNING"
     assert [child.data.tags["dino_lab.trial_id"] for child in children] == IDS
