@@ -189,7 +189,7 @@ def _draw_uniform(axes: Axes, trials: pd.DataFrame) -> None:
 
 
 def _draw_pixels(axes: Axes, sweep: Sweep) -> None:
-    mean = summary.untrained(sweep.trials, sweep.curves, names.PIXELS_KNN)["mean"]
+    mean = summary.untrained(sweep.trials, sweep.curves, names.PIXELS_KNN, row=sweep.baseline_row)["mean"]
     if not math.isnan(mean):
         _draw_level(axes, mean, "raw pixels")
 

@@ -68,14 +68,11 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     return table.reindex(rows(trials))
 
 
-def untrained(trials: pd.DataFrame, curves: pd.DataFrame, metric: str) -> "pd.Series[float]":
-    """n, mean and half-width over seeds of a metric at step 0, each seed first averaged over its trials.
-
-    Trials of one seed start from the same weights and images, unless the ablation changes the network or the data.
-    """
-    start = curves[(curves["metric"] == metric) & (curves["step"] == 0)]
-    start = start.merge(trials[["trial_id", "seed"]].drop_duplicates(), on="trial_id")
-    return interval(start.groupby("seed")["value"].mean())
+def untrained(trials: pd.DataFrame, curves: pd.DataFrame, metric: str, *, row: str) -> "pd.Series[float]":
+    """n, mean and half-width over seeds of a metric at step 0 of one row, since rows may differ in network and data."""
+    ids = trials.loc[trials["row"] == row, "trial_id"]
+    start = curves["trial_id"].isin(ids) & (curves["metric"] == metric) & (curves["step"] == 0)
+    return interval(curves.loc[start, "value"])
 
 
 def interval(values: "pd.Series[Any]") -> "pd.Series[float]":

@@ -27,6 +27,10 @@ LEFT = {"verdict"}
 
 
 _INTERVAL = f"±: half-width of Student's t {summary.CONFIDENCE:.0%} interval over seeds; without it, a single seed."
+_FEATURES = (
+    "from the teacher's features, or the student's where there is no teacher; at the foot, from those of the untrained"
+    " network of {row} (step 0) and from raw pixels."
+)
 _MARKS = f"{COLLAPSED} a trial collapsed; {DIVERGED} a trial diverged."
 
 
@@ -57,8 +61,8 @@ def arms(sweep: Sweep) -> pd.DataFrame:
     ]
     references = pd.DataFrame(
         [
-            summary.untrained(trials, curves, names.KNN).add_prefix("knn_"),
-            summary.untrained(trials, curves, names.PIXELS_KNN).add_prefix("knn_"),
+            summary.untrained(trials, curves, names.KNN, row=sweep.baseline_row).add_prefix("knn_"),
+            summary.untrained(trials, curves, names.PIXELS_KNN, row=sweep.baseline_row).add_prefix("knn_"),
         ],
         index=[UNTRAINED, PIXELS],
     )
@@ -78,9 +82,11 @@ def factors(sweep: Sweep) -> pd.DataFrame:
     parts = []
     for column in columns:
         factor = column.removeprefix(names.FACTOR_KNN)
-        start = summary.untrained(sweep.trials, sweep.curves, column)
-        pixels = summary.untrained(sweep.trials, sweep.curves, names.FACTOR_PIXELS_KNN + factor)
-        references = pd.DataFrame([start, pixels], index=[UNTRAINED, PIXELS])
+        at_start = [
+            summary.untrained(sweep.trials, sweep.curves, metric, row=sweep.baseline_row)
+            for metric in (column, names.FACTOR_PIXELS_KNN + factor)
+        ]
+        references = pd.DataFrame(at_start, index=[UNTRAINED, PIXELS])
         parts.append(pd.concat([summary.means(sweep.trials, column), references]).add_prefix(f"{factor}_"))
     return pd.concat(parts, axis="columns").rename_axis(index="arm") if parts else pd.DataFrame()
 
@@ -107,8 +113,7 @@ def arms_table(sweep: Sweep) -> Table:
         f"{sweep.title}. n: trials finished of those planned; values are those of their last step, collapsed trials"
         f" included. {_INTERVAL}",
         _MARKS + " Onset: median (range) over collapsed trials.",
-        "k-NN: class of held-out images, from the teacher's features; at the foot, from those of the untrained network"
-        " (step 0) and from raw pixels.",
+        f"k-NN: class of held-out images, {_FEATURES.format(row=sweep.baseline_row)}",
     ]
     if len(rows) > 1:
         cells["Δ k-NN"] = _measured(table, "difference", digits=1, signed=True)
@@ -135,8 +140,8 @@ def factors_table(sweep: Sweep) -> Table:
     columns = {factor: factor for factor in factor_names(table)}
     cells = pd.DataFrame({factor: _measured(table, factor, digits=1) for factor in columns}, index=table.index)
     notes = [
-        f"{sweep.title}. k-NN % of each factor of held-out images, from the teacher's features; at the foot, from those"
-        f" of the untrained network (step 0) and from raw pixels. {_INTERVAL}",
+        f"{sweep.title}. k-NN % of each factor of held-out images, {_FEATURES.format(row=sweep.baseline_row)}"
+        f" {_INTERVAL}",
         _MARKS,
     ]
     cells.index = pd.Index([*_marked(rows, summary.counts(sweep.trials)), UNTRAINED, PIXELS])

@@ -130,15 +130,15 @@ def test_collapsed_trials_count_in_the_mean_of_their_row(sweep, recorded):
     assert table.loc["centring only", "mean"] == pytest.approx(np.mean(diverged_left_out))
 
 
-def test_the_untrained_network_is_averaged_within_a_seed_first():
+def test_the_untrained_network_is_that_of_one_row():
     start = pd.DataFrame(
         {"trial_id": ["a0", "b0", "a1"], "step": 0, "metric": "eval/knn_top1", "value": [30.0, 34.0, 40.0]}
     )
     later = start.assign(step=10, value=90.0)
-    table = pd.DataFrame({"trial_id": ["a0", "b0", "a1"], "seed": [0, 0, 1]})
-    measured = summary.untrained(table, pd.concat([start, later]), "eval/knn_top1")
+    table = pd.DataFrame({"trial_id": ["a0", "b0", "a1"], "row": ["a", "b", "a"], "seed": [0, 0, 1]})
+    measured = summary.untrained(table, pd.concat([start, later]), "eval/knn_top1", row="a")
     assert measured["n"] == 2
-    assert measured["mean"] == 36
+    assert measured["mean"] == 35
 
 
 def test_a_metric_that_no_trial_has_is_missing_everywhere() -> None:
