@@ -29,7 +29,7 @@ LEFT = {"verdict"}
 _INTERVAL = f"±: half-width of Student's t {summary.CONFIDENCE:.0%} interval over seeds; without it, a single seed."
 _FEATURES = (
     "from the teacher's features, or the student's where there is no teacher; at the foot, from those of the untrained"
-    " network of {row} (step 0) and from raw pixels."
+    " network of row {row} (step 0) and from raw pixels."
 )
 _MARKS = f"{COLLAPSED} a trial collapsed; {DIVERGED} a trial diverged."
 
