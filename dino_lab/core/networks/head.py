@@ -63,7 +63,7 @@ class BottleneckHeadSettings(Settings):
     def build(self, embed_dim: int) -> "BottleneckHead":
         widths = [embed_dim, *[self.hidden_dim] * (self.layers_number - 1), self.bottleneck_dim]
         return BottleneckHead(
-            mlp(widths, activation=self.activation, batch_norm=self.batch_norm),
+            mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small=True),
             self.bottleneck_dim,
             out_dim=self.out_dim,
             norm_last_layer=self.norm_last_layer,
@@ -90,7 +90,6 @@ class BottleneckHead(Head):
         self.mlp = layers
         self.projected_dim = bottleneck_dim
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
-        start_as_reference(self.mlp)
         self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, learn_length=not norm_last_layer)
 
     def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
@@ -141,7 +140,8 @@ class MLPHeadSettings(Settings):
 
     def build(self, embed_dim: int) -> "MLPHead":
         widths = [embed_dim, *[self.hidden_dim] * (self.layers_number - 1), self.out_dim]
-        return MLPHead(mlp(widths, activation=self.activation, batch_norm=self.batch_norm), self.out_dim)
+        layers = mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small=not self.batch_norm)
+        return MLPHead(layers, self.out_dim)
 
 
 class MLPHead(Head):
@@ -206,35 +206,28 @@ class MLPPredictor(Settings):
 
     def build(self, projected_dim: int) -> nn.Module:
         widths = [projected_dim, self.hidden_dim, projected_dim]
-        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm)
+        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small=not self.batch_norm)
 
 
-def mlp(widths: list[int], *, activation: Activation, batch_norm: bool) -> nn.Sequential:
+def mlp(widths: list[int], *, activation: Activation, batch_norm: bool, small: bool) -> nn.Sequential:
     """Linear layers of these widths, with normalisation and activation after all but the last.
 
-    Without normalisation they start as the reference's, so that a switch of the head changes no scale besides: torch's
-    own biases would hide the image where they follow the paper's small projection. With it the scale is the same
-    either way, and the start is torch's.
+    Small, they start as the reference's: weights of std 0.02, no biases. So does every MLP that nothing normalises, so
+    that a switch of the head changes no scale besides; torch's own biases would also hide the image where they follow
+    the paper's small projection. Behind batch normalisation the scale is the same either way, and the start is torch's.
+
+    Source: vision_transformer.py, DINOHead._init_weights.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         norm = [nn.BatchNorm1d(after)] if batch_norm else []
         layers += [nn.Linear(before, after), *norm, nn.GELU() if activation == "gelu" else nn.ReLU()]
     made = nn.Sequential(*layers[: -2 if batch_norm else -1])
-    if not batch_norm:
-        start_as_reference(made)
-    return made
-
-
-def start_as_reference(layers: nn.Sequential) -> None:
-    """Weights of std 0.02, no biases.
-
-    Source: vision_transformer.py, DINOHead._init_weights.
-    """
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
+    for layer in made:
+        if small and isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
+    return made
 
 
 HeadSettings: TypeAlias = Annotated[BottleneckHeadSettings | MLPHeadSettings, Field(discriminator="kind")]
