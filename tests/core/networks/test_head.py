@@ -292,4 +292,6 @@ def test_heads_built_under_one_seed_are_the_same(settings: Any) -> None:
 
 def test_an_mlp_of_no_hidden_layer_is_a_linear_layer() -> None:
     for batch_norm in (True, False):
-        assert [type(layer) for layer in mlp([3, 2], activation="relu", batch_norm=batch_norm)] == [nn.Linear]
+        assert [type(layer) for layer in mlp([3, 2], activation="relu", batch_norm=batch_norm, small=True)] == [
+            nn.Linear
+        ]
