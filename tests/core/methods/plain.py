@@ -1,23 +1,22 @@
-"""DINO written from the paper with plain loops, and the small networks and crops that it is tried on."""
+"""DINO written from the paper with plain loops, and the settings that it is tried with."""
 
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dino_lab.core.methods.dino import DINO, DINOMethod
-from dino_lab.core.methods.method import Batch, Surroundings
+from dino_lab.core.methods.method import Batch
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.networks.head import BottleneckHeadSettings
 from dino_lab.core.networks.network import Network
 from dino_lab.core.networks.teacher import Momentum
-from dino_lab.core.schedules import Now
 
-B, K, STEPS = 4, 32, 6
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
+from .small import BACKBONE, SIZE, STEPS, SURROUNDINGS, B, pairs, plain_mlp, state, unit
+
+K = 32
 # The last layer moves from the first step, and the teacher's momentum stays as it is, where a test does not say else.
 SETTINGS = DINO(
     head=BottleneckHeadSettings(out_dim=K, hidden_dim=32, bottleneck_dim=16, freeze_last_layer_epochs=0.0),
@@ -25,12 +24,11 @@ SETTINGS = DINO(
 )
 PREDICTOR = {"predictor.kind": "mlp", "predictor.hidden_dim": 20}
 MLP_HEAD = {"head.kind": "mlp", "head.layers_number": 2, "head.activation": "relu", "head.batch_norm": True}
-SURROUNDINGS = Surroundings(classes_number=10, image_size=16, trials_dir=Path("no trials"))
 
 
 def build(settings: DINO = SETTINGS, *, seed: int = 0, backbone: Backbone = BACKBONE) -> DINOMethod:
     torch.manual_seed(seed)
-    return settings.build(backbone.build(16), SURROUNDINGS)
+    return settings.build(backbone.build(SIZE), SURROUNDINGS)
 
 
 def build_float64(settings: DINO) -> DINOMethod:
@@ -39,28 +37,6 @@ def build_float64(settings: DINO) -> DINOMethod:
     method.student.double()
     method.teacher.double()
     return method
-
-
-def batch(seed: int, *, global_crops: int = 2, local_crops: int = 2, dtype: torch.dtype = torch.float32) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(global_crops, B, 3, 16, 16, generator=generator, dtype=dtype),
-        torch.randn(local_crops, B, 3, 8, 8, generator=generator, dtype=dtype),
-        torch.arange(B),
-    )
-
-
-def now(step: int = 0, *, steps_per_epoch: int = 1, measured: bool = True) -> Now:
-    return Now(step, steps=STEPS, steps_per_epoch=steps_per_epoch, measured=measured)
-
-
-def state(module: nn.Module, *, without: str = " ") -> dict[str, Tensor]:
-    """A copy of what a checkpoint would hold, but for names with this in them."""
-    return {name: value.clone() for name, value in module.state_dict().items() if without not in name}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def close(ours: Tensor | float, theirs: Tensor | float, tolerance: float = 1e-5) -> None:
@@ -91,31 +67,15 @@ class PlainDINO:
 
     # ------------------------------------------------------------------------------------------- networks
 
-    def layers(self, mlp: nn.Module, x: Tensor, activation: str) -> Tensor:
-        """Linear layers with, after each but the last, batch normalisation if there is any, and the activation."""
-        linears = [layer for layer in mlp.children() if isinstance(layer, nn.Linear)]
-        norms = [layer for layer in mlp.children() if isinstance(layer, nn.BatchNorm1d)]
-        for number, linear in enumerate(linears):
-            x = x @ linear.weight.T + linear.bias
-            if linear is linears[-1]:
-                break
-            if norms:
-                variance = ((x - x.mean(dim=0)) ** 2).mean(dim=0)
-                x = (x - x.mean(dim=0)) / torch.sqrt(variance + 1e-5) * norms[number].weight + norms[number].bias
-            x = x * (1 + torch.erf(x / math.sqrt(2))) / 2 if activation == "gelu" else torch.where(x > 0, x, 0)
-        return x
-
     def logits(self, model: Network, crops: list[Tensor], *, predicts: bool) -> list[Tensor]:
         """Of each crop of every image; each crop goes through the backbone on its own, all through the head at once."""
         settings, head = self.settings, model.head
         x = torch.cat([model.backbone(crop) for crop in crops])
-        x = self.layers(head.mlp, x, settings.head.activation)
+        x = plain_mlp(head.mlp, x, settings.head.activation)
         if predicts and settings.predictor.kind == "mlp":
-            x = self.layers(model.predictor, x, settings.predictor.activation)
+            x = plain_mlp(model.predictor, x, settings.predictor.activation)
         if settings.head.kind == "l2_bottleneck":
-            x = x / torch.sqrt((x**2).sum(dim=1, keepdim=True))
-            v, g = head.last_layer.weight_v, head.last_layer.weight_g
-            x = x @ (g * v / torch.sqrt((v**2).sum(dim=1, keepdim=True))).T
+            x = unit(x) @ (head.last_layer.weight_g * unit(head.last_layer.weight_v)).T
         return list(x.split(B))
 
     # ----------------------------------------------------------------------------------------------- loss
@@ -142,41 +102,29 @@ class PlainDINO:
         targets = self.targets(torch.cat(teacher), self.teacher_temp).split(B)
 
         terms, divergences, entropies = [], [], []
-        for t, teacher_view in enumerate(targets):
-            for s, student_view in enumerate(student):
-                if s == t:
-                    continue
-                for i in range(B):
-                    q = teacher_view[i]
-                    log_p = torch.log_softmax(student_view[i] / knobs.student_temp, dim=0)
-                    terms.append(-sum(q[k] * log_p[k] for k in range(K)))
-                    present = [(float(q[k]), float(log_p[k].detach())) for k in range(K) if q[k] > 0]
-                    divergences.append(sum(q_k * (math.log(q_k) - log_p_k) for q_k, log_p_k in present))
-                    entropies.append(-sum(q_k * math.log(q_k) for q_k, _ in present))
+        for g, v, i in pairs(len(targets), len(student)):
+            q = targets[g][i]
+            log_p = torch.log_softmax(student[v][i] / knobs.student_temp, dim=0)
+            terms.append(-sum(q[k] * log_p[k] for k in range(K)))
+            present = [(float(q[k]), float(log_p[k].detach())) for k in range(K) if q[k] > 0]
+            divergences.append(sum(q_k * (math.log(q_k) - log_p_k) for q_k, log_p_k in present))
+            entropies.append(-sum(q_k * math.log(q_k) for q_k, _ in present))
         self.kl, self.entropy = (sum(values) / len(values) for values in (divergences, entropies))
         return sum(terms) / len(terms)
 
     def comparison(self, teacher: list[Tensor], student: list[Tensor]) -> Tensor:
         """MSE, cosine or InfoNCE of vectors of length 1."""
-
-        def unit(vector: Tensor) -> Tensor:
-            return vector / torch.sqrt((vector**2).sum())
-
         terms = []
-        for t, teacher_view in enumerate(teacher):
-            for s, student_view in enumerate(student):
-                if s == t:
-                    continue
-                for i in range(B):
-                    p = unit(student_view[i])
-                    qs = [unit(teacher_view[j] - self.center) for j in range(B)]
-                    if self.settings.loss.kind == "mse":
-                        terms.append(((qs[i] - p) ** 2).sum())
-                    elif self.settings.loss.kind == "cosine":
-                        terms.append(-(qs[i] * p).sum())
-                    else:
-                        likeness = [torch.exp((q * p).sum() / self.settings.loss.temp) for q in qs]
-                        terms.append(-torch.log(likeness[i] / sum(likeness)))
+        for g, v, i in pairs(len(teacher), len(student)):
+            p = unit(student[v][i])
+            qs = [unit(teacher[g][j] - self.center) for j in range(B)]
+            if self.settings.loss.kind == "mse":
+                terms.append(((qs[i] - p) ** 2).sum())
+            elif self.settings.loss.kind == "cosine":
+                terms.append(-(qs[i] * p).sum())
+            else:
+                likeness = [torch.exp((q * p).sum() / self.settings.loss.temp) for q in qs]
+                terms.append(-torch.log(likeness[i] / sum(likeness)))
         return sum(terms) / len(terms)
 
     # ----------------------------------------------------------------------------------------------- step

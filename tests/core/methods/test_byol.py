@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,53 +12,38 @@ from torch import Tensor, nn
 from dino_lab.core import records
 from dino_lab.core.diagnostics import signals
 from dino_lab.core.methods.byol import BYOL, BYOLMethod
-from dino_lab.core.methods.method import Batch, Surroundings
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.networks.network import Network
 from dino_lab.core.networks.teacher import Momentum
-from dino_lab.core.schedules import Now
 
-B, K, STEPS = 4, 16, 6
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
+from .small import (
+    BACKBONE,
+    SIZE,
+    STATISTICS,
+    STEPS,
+    SURROUNDINGS,
+    B,
+    batch,
+    moved,
+    now,
+    pairs,
+    plain_mlp,
+    same,
+    shapes_seen,
+    state,
+    take_step,
+    take_steps,
+    unit,
+)
+
+K = 16
 SETTINGS = BYOL().but({"head.out_dim": K, "head.hidden_dim": 32, "predictor.hidden_dim": 32})
 ALONE = SETTINGS.but({"predictor.kind": "none"})
 
 
 def method(settings: BYOL = SETTINGS, backbone: Backbone = BACKBONE) -> BYOLMethod:
     torch.manual_seed(0)
-    return settings.build(backbone.build(16), Surroundings(3, image_size=16, trials_dir=Path()))
-
-
-def batch(seed: int, *, global_crops: int = 2, local_crops: int = 2, images: int = B) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(global_crops, images, 3, 16, 16, generator=generator),
-        torch.randn(local_crops, images, 3, 8, 8, generator=generator),
-        torch.zeros(images, dtype=torch.long),
-    )
-
-
-def now(step: int = 0, *, measured: bool = True) -> Now:
-    return Now(step, steps=STEPS, steps_per_epoch=2, measured=measured)
-
-
-def moved(byol: BYOLMethod) -> BYOLMethod:
-    """The student away from its teacher, as after some steps."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in byol.student.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return byol
-
-
-def state(byol: nn.Module) -> dict[str, Tensor]:
-    """All but the running statistics of batch normalisation, which any forward pass in training moves."""
-    running = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: value.clone() for name, value in byol.state_dict().items() if not name.endswith(running)}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return settings.build(backbone.build(SIZE), SURROUNDINGS)
 
 
 # ---------------------------------------------------------------------------------------------- the paper's loss
@@ -69,15 +53,12 @@ def plain_outputs(network: Network, groups: list[Tensor]) -> np.ndarray:
     """Head and predictor written out: linear, batch normalisation over all crops, ReLU, linear. [V B K]"""
     with torch.no_grad():
         features = [network.backbone(crop) for crops in groups for crop in crops]
-    x = torch.cat(features).double().numpy()
-    for layers in (network.head.mlp, network.predictor):
-        if layers is not None:
-            first, norm, _, last = layers
-            x = x @ first.weight.detach().double().numpy().T + first.bias.detach().double().numpy()
-            x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + norm.eps)
-            x = np.maximum(x * norm.weight.detach().numpy() + norm.bias.detach().numpy(), 0)
-            x = x @ last.weight.detach().double().numpy().T + last.bias.detach().double().numpy()
-    return x.reshape(len(features), -1, x.shape[-1])
+        x = torch.cat(features).double()
+        for mlp in (network.head.mlp, network.predictor):
+            if mlp is not None:
+                assert [type(layer) for layer in mlp] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+                x = plain_mlp(mlp, x)
+    return x.view(len(features), -1, x.shape[-1]).numpy()
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, ALONE], ids=["predictor", "no predictor"])
@@ -88,18 +69,12 @@ def test_loss_and_outputs_are_those_of_plain_loops(settings: BYOL, global_crops:
     teacher = plain_outputs(byol.teacher.network, [crops.global_crops])
     student = plain_outputs(byol.student, [crops.global_crops, crops.local_crops])
     distances = []
-    for g in range(global_crops):
-        for v in range(global_crops + local_crops):
-            if v == g:
-                continue
-            for i in range(B):
-                z = teacher[g, i] / math.sqrt(sum(value**2 for value in teacher[g, i]))
-                q = student[v, i] / math.sqrt(sum(value**2 for value in student[v, i]))
-                distances.append(sum((q[k] - z[k]) ** 2 for k in range(K)))
+    for g, v, i in pairs(global_crops, global_crops + local_crops):
+        z, q = unit(teacher[g, i]), unit(student[v, i])
+        distances.append(sum((q[k] - z[k]) ** 2 for k in range(K)))
     outcome = byol.loss(crops, now())
     assert outcome.loss.item() == pytest.approx(np.mean(distances), abs=1e-5)
-    unit = teacher / np.linalg.norm(teacher, axis=-1, keepdims=True)
-    np.testing.assert_allclose(outcome.outputs.numpy(), unit, atol=1e-5)
+    np.testing.assert_allclose(outcome.outputs.numpy(), unit(teacher), atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, ALONE], ids=["predictor", "no predictor"])
@@ -113,23 +88,19 @@ def test_steps_are_those_of_a_loop_with_lightlys_loss(settings: BYOL, global_cro
 
     for step in range(3):
         crops = batch(step, global_crops=global_crops, local_crops=local_crops)
-        outcome = byol.loss(crops, now(step))
-        ours.zero_grad()
-        outcome.loss.backward()
-        ours.step()
-        byol.after_step(now(step))
+        outcome = take_step(byol, ours, step, crops)
 
         with torch.no_grad():
             targets, _ = teacher([crops.global_crops])
         predictions, _ = student([crops.global_crops, crops.local_crops])
         # |a - b|^2 = 2 - 2 cos(a, b)
-        pairs = [
+        distances = [
             2 + 2 * similarity(prediction, target)
             for g, target in enumerate(targets)
             for v, prediction in enumerate(predictions)
             if g != v
         ]
-        loss = sum(pairs) / len(pairs)
+        loss = sum(distances) / len(distances)
         theirs.zero_grad()
         loss.backward()
         theirs.step()
@@ -171,11 +142,7 @@ def test_without_a_predictor_the_outputs_collapse_and_with_one_they_do_not() -> 
         byol = method(settings.but({"teacher.momentum_teacher": 0.9, "teacher.momentum_teacher_end": 0.9}))
         optimizer = torch.optim.AdamW(byol.student.parameters(), lr=3e-3)
         for step in range(60):
-            outcome = byol.loss(batch(step, images=8, local_crops=0), now())
-            optimizer.zero_grad()
-            outcome.loss.backward()
-            optimizer.step()
-            byol.after_step(now())
+            outcome = take_step(byol, optimizer, step, batch(step, images=8, local_crops=0))
         spreads.append(float(signals.spread(outcome.outputs)))
     predicting, alone = spreads
     assert predicting > 0.6
@@ -230,9 +197,7 @@ def test_a_moved_predictor_leaves_the_teacher_where_it_was() -> None:
 
 def test_teacher_sees_global_crops_only_and_the_student_all() -> None:
     byol = method()
-    seen: dict[str, list[tuple[int, ...]]] = {"teacher": [], "student": []}
-    for name, encoder in byol.encoders().items():
-        encoder.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(tuple(inputs[0].shape)))
+    seen = shapes_seen(byol)
     byol.loss(batch(0, local_crops=3), now())
     assert seen == {"teacher": [(2 * B, 3, 16, 16)], "student": [(2 * B, 3, 16, 16), (3 * B, 3, 8, 8)]}
 
@@ -246,9 +211,9 @@ def test_features_are_those_of_the_teacher() -> None:
 
 def test_the_loss_changes_no_state() -> None:
     byol = method()
-    before = state(byol)
+    before = state(byol, without=STATISTICS)
     first, second = (byol.loss(batch(0), now()).loss for _ in range(2))
-    assert same(state(byol), before)
+    assert same(state(byol, without=STATISTICS), before)
     assert torch.equal(first, second)
 
 
@@ -261,33 +226,24 @@ def test_parts_of_a_batch_cost_together_what_the_batch_costs() -> None:
     torch.testing.assert_close(torch.cat([part.outputs for part in parts], dim=1), whole.outputs)
 
 
-def trained(byol: BYOLMethod, optimizer: torch.optim.Optimizer, steps: range, *, measured: bool = True) -> None:
-    for step in steps:
-        torch.manual_seed(step)  # of drop path, as the trainer does
-        optimizer.zero_grad()
-        byol.loss(batch(step), now(step, measured=measured)).loss.backward()
-        optimizer.step()
-        byol.after_step(now(step))
-
-
 def test_resumed_from_its_state_it_ends_at_the_same_bits() -> None:
     dropped = BACKBONE.but({"drop_path_rate": 0.5})
     whole, half, resumed = (method(backbone=dropped) for _ in range(3))
-    trained(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
+    take_steps(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
     first, second = (torch.optim.AdamW(each.student.parameters()) for each in (half, resumed))
-    trained(half, first, range(3))
-    resumed.load_state_dict(copy.deepcopy(half.state_dict()))
+    take_steps(half, first, range(3))
+    resumed.load_state_dict(state(half))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    trained(resumed, second, range(3, 6))
-    assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    take_steps(resumed, second, range(3, 6))
+    assert same(state(resumed), state(whole))
 
 
 def test_measuring_changes_no_state() -> None:
     ends = []
     for measured in (True, False):
         byol = method()
-        trained(byol, torch.optim.AdamW(byol.student.parameters()), range(3), measured=measured)
-        ends.append(dict(byol.state_dict()))
+        take_steps(byol, torch.optim.AdamW(byol.student.parameters()), range(3), measured=measured)
+        ends.append(state(byol))
     assert same(*ends)
     assert method().loss(batch(0), now(measured=False)).measures == {}
 

@@ -9,22 +9,10 @@ import torch
 
 from dino_lab.core import checkpoint, records
 from dino_lab.core.methods.dino import DINO, DINOMethod
-from dino_lab.core.methods.method import Outcome, joined
 from dino_lab.core.settings import KnobError
 
-from .plain import (
-    MLP_HEAD,
-    PREDICTOR,
-    SETTINGS,
-    batch,
-    build,
-    build_float64,
-    close,
-    now,
-    reference_optimizer,
-    same,
-    state,
-)
+from .plain import MLP_HEAD, PREDICTOR, SETTINGS, build, build_float64, close, reference_optimizer
+from .small import batch, now, same, state, take_step
 
 BATCH_NORM = {"head.batch_norm": True}
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -202,20 +190,6 @@ def test_a_frozen_teacher_is_the_one_that_was_saved_and_stays(tmp_path: Path) ->
 
 
 # -------------------------------------------------------------------------------------------- a batch in parts
-
-
-def take_step(method: DINOMethod, optimizer: torch.optim.Optimizer, step: int, *, parts: int = 1) -> Outcome:
-    """As the trainer takes it, two steps an epoch."""
-    dtype = next(method.student.parameters()).dtype
-    moment = now(step, steps_per_epoch=2)
-    optimizer.zero_grad()
-    outcomes = []
-    for part in batch(step, dtype=dtype).split(parts):
-        outcomes.append(method.loss(part, moment))
-        (outcomes[-1].loss / parts).backward()
-    optimizer.step()
-    method.after_step(moment)
-    return joined(outcomes)
 
 
 def distance(ours: DINOMethod, theirs: DINOMethod) -> float:

@@ -11,29 +11,36 @@ from torch import Tensor
 from dino_lab.core import checkpoint, records
 from dino_lab.core.diagnostics.collapse import Collapse, Verdict
 from dino_lab.core.methods.distillation import Distillation, DistillationMethod
-from dino_lab.core.methods.method import Batch, Surroundings
 from dino_lab.core.methods.supervised import Supervised, SupervisedMethod
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.networks.head import BottleneckHeadSettings
 from dino_lab.core.networks.network import Network
 from dino_lab.core.networks.weights import read_network
-from dino_lab.core.schedules import Now
 from dino_lab.core.settings import KnobError
 
-B, CLASSES = 4, 5
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
-NOW = Now(0, steps=10, steps_per_epoch=5, measured=True)
+from .small import (
+    BACKBONE,
+    CLASSES,
+    SIZE,
+    SURROUNDINGS,
+    batch,
+    cross_entropy_and_parts,
+    now,
+    pairs,
+    same,
+    softmax,
+    state,
+    take_step,
+)
+
 TRIAL = "0123456789"
-
-
-def surroundings(trials_dir: Path, classes_number: int = CLASSES) -> Surroundings:
-    return Surroundings(classes_number=classes_number, image_size=16, trials_dir=trials_dir)
 
 
 def supervised(trials_dir: Path, *, backbone: Backbone = BACKBONE, classes_number: int = CLASSES) -> SupervisedMethod:
     """A teacher, kept in the lab as a finished trial of its own; surer of itself than one that is untrained."""
     torch.manual_seed(7)
-    teacher = Supervised().build(backbone.build(16), surroundings(trials_dir, classes_number))
+    surroundings = SURROUNDINGS._replace(classes_number=classes_number)
+    teacher = Supervised().build(backbone.build(SIZE), surroundings)
     with torch.no_grad():
         teacher.student.head.linear.weight.mul_(50)
     (trials_dir / TRIAL).mkdir(exist_ok=True)
@@ -45,30 +52,14 @@ def method(
     trials_dir: Path, *, name: str = TRIAL, backbone: Backbone = BACKBONE, temp: float = 4.0
 ) -> DistillationMethod:
     torch.manual_seed(0)
-    return Distillation(checkpoint=name, temp=temp).build(backbone.build(16), surroundings(trials_dir))
+    surroundings = SURROUNDINGS._replace(trials_dir=trials_dir)
+    return Distillation(checkpoint=name, temp=temp).build(backbone.build(SIZE), surroundings)
 
 
 @pytest.fixture
 def distillation(tmp_path: Path) -> DistillationMethod:
     supervised(tmp_path)
     return method(tmp_path)
-
-
-def batch(seed: int = 0, *, global_crops: int = 2, local_crops: int = 2) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(global_crops, B, 3, 16, 16, generator=generator),
-        torch.randn(local_crops, B, 3, 8, 8, generator=generator),
-        torch.randint(CLASSES, (B,), generator=generator),
-    )
-
-
-def state(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
@@ -86,22 +77,18 @@ def test_loss_entropy_and_kl_are_those_of_plain_loops_over_pairs_of_different_cr
     def probs(network: Network, crop: Tensor) -> np.ndarray:
         with torch.no_grad():
             logits = network.head(network.backbone(crop[None]))[0].double().numpy()
-        return np.exp(logits / temp) / np.sum(np.exp(logits / temp))
+        return softmax(logits / temp)
 
-    losses, entropies, divergences = [], [], []
     views = [*crops.global_crops, *crops.local_crops]
-    for g in range(global_crops):
-        for v in range(len(views)):
-            if v == g:
-                continue
-            for i in range(B):
-                q = probs(teacher.student, crops.global_crops[g][i])
-                p = probs(distillation.student, views[v][i])
-                losses.append(-sum(q[k] * math.log(p[k]) for k in range(CLASSES)))
-                entropies.append(-sum(q[k] * math.log(q[k]) for k in range(CLASSES)))
-                divergences.append(sum(q[k] * math.log(q[k] / p[k]) for k in range(CLASSES)))
+    terms = [
+        cross_entropy_and_parts(
+            probs(teacher.student, crops.global_crops[g][i]), probs(distillation.student, views[v][i])
+        )
+        for g, v, i in pairs(global_crops, len(views))
+    ]
+    losses, entropies, divergences = zip(*terms, strict=True)
 
-    outcome = distillation.loss(crops, NOW)
+    outcome = distillation.loss(crops, now())
     assert outcome.loss.item() == pytest.approx(np.mean(losses), rel=1e-5)
     assert float(outcome.measures[records.TEACHER_ENTROPY]) == pytest.approx(np.mean(entropies), rel=1e-5)
     assert float(outcome.measures[records.KL]) == pytest.approx(np.mean(divergences), rel=1e-3)
@@ -109,7 +96,7 @@ def test_loss_entropy_and_kl_are_those_of_plain_loops_over_pairs_of_different_cr
 
 
 def test_loss_is_teacher_entropy_plus_kl(distillation: DistillationMethod) -> None:
-    outcome = distillation.loss(batch(), NOW)
+    outcome = distillation.loss(batch(), now())
     parts = outcome.measures[records.TEACHER_ENTROPY] + outcome.measures[records.KL]
     assert float(parts) == pytest.approx(outcome.loss.item(), abs=1e-5)
 
@@ -117,7 +104,7 @@ def test_loss_is_teacher_entropy_plus_kl(distillation: DistillationMethod) -> No
 def test_labels_change_nothing(distillation: DistillationMethod) -> None:
     crops = batch()
     relabelled = crops._replace(labels=(crops.labels + 1) % CLASSES)
-    assert distillation.loss(crops, NOW).loss == distillation.loss(relabelled, NOW).loss
+    assert distillation.loss(crops, now()).loss == distillation.loss(relabelled, now()).loss
 
 
 def test_a_student_with_the_teachers_weights_has_only_the_difference_of_crops_to_learn(
@@ -126,14 +113,14 @@ def test_a_student_with_the_teachers_weights_has_only_the_difference_of_crops_to
     distillation.student.load_state_dict(distillation.teacher.state_dict())
     crops = batch(local_crops=0)
     alike = crops._replace(global_crops=crops.global_crops[:1].expand(2, -1, -1, -1, -1))
-    assert float(distillation.loss(alike, NOW).measures[records.KL]) == pytest.approx(0, abs=1e-6)
-    assert float(distillation.loss(crops, NOW).measures[records.KL]) > 1e-4
+    assert float(distillation.loss(alike, now()).measures[records.KL]) == pytest.approx(0, abs=1e-6)
+    assert float(distillation.loss(crops, now()).measures[records.KL]) > 1e-4
 
 
 def test_targets_are_kept_from_the_verdict_which_would_call_a_good_teacher_uniform(
     distillation: DistillationMethod,
 ) -> None:
-    assert distillation.loss(batch(), NOW).targets is None
+    assert distillation.loss(batch(), now()).targets is None
     # A teacher that has fully learned smoothed labels of 100 classes, and a student that is its equal.
     logits = torch.zeros(100)
     logits[0] = math.log(0.901 / 0.001)
@@ -159,12 +146,12 @@ def test_the_teacher_is_read_from_a_file_and_from_the_id_of_a_trial(tmp_path: Pa
 def test_the_students_start_is_that_of_a_supervised_trial_with_the_same_seed(tmp_path: Path) -> None:
     supervised(tmp_path)
     torch.manual_seed(0)
-    alone = Supervised().build(BACKBONE.build(16), surroundings(tmp_path))
+    alone = Supervised().build(BACKBONE.build(SIZE), SURROUNDINGS)
     assert same(state(method(tmp_path).student), state(alone.student))
 
 
 def test_no_gradient_reaches_the_teacher(distillation: DistillationMethod) -> None:
-    distillation.loss(batch(), NOW).loss.backward()
+    distillation.loss(batch(), now()).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in distillation.teacher.parameters())
     assert all(p.grad is not None for p in distillation.student.parameters())
 
@@ -173,12 +160,8 @@ def test_the_teacher_does_not_move_while_the_student_comes_nearer(distillation: 
     before = state(distillation.teacher)
     optimizer = torch.optim.AdamW(distillation.student.parameters(), lr=5e-3)
     divergences = []
-    for _ in range(30):
-        outcome = distillation.loss(batch(), NOW)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-        distillation.after_step(NOW)
+    for step in range(30):
+        outcome = take_step(distillation, optimizer, step, batch())
         divergences.append(float(outcome.measures[records.KL]))
     assert same(state(distillation.teacher), before)
     assert divergences[-1] < 0.5 * divergences[0]
@@ -220,7 +203,7 @@ def test_a_checkpoint_of_another_architecture_says_what_differs(
 
 
 def test_a_checkpoint_of_a_network_with_another_head_says_so(tmp_path: Path) -> None:
-    student = Network(BACKBONE.build(16), BottleneckHeadSettings(out_dim=8, hidden_dim=8, bottleneck_dim=4).build(24))
+    student = Network(BACKBONE.build(SIZE), BottleneckHeadSettings(out_dim=8, hidden_dim=8, bottleneck_dim=4).build(24))
     file = tmp_path / "dino.pt"
     checkpoint.save(file, {"method": {f"student.{name}": value for name, value in student.state_dict().items()}})
     with pytest.raises(ValueError, match=r"lacks head\.linear\.bias.*has, besides what is expected, head\.last_layer"):
@@ -244,15 +227,15 @@ def test_a_teacher_has_to_be_named() -> None:
 
 def test_the_loss_changes_no_state(distillation: DistillationMethod) -> None:
     before = state(distillation)
-    distillation.loss(batch(), NOW)
-    distillation.after_step(NOW)
+    distillation.loss(batch(), now())
+    distillation.after_step(now())
     assert same(state(distillation), before)
 
 
 def test_measuring_changes_no_loss(distillation: DistillationMethod) -> None:
-    unmeasured = distillation.loss(batch(), Now(0, steps=10, steps_per_epoch=5, measured=False))
+    unmeasured = distillation.loss(batch(), now(measured=False))
     assert unmeasured.measures == {}
-    assert unmeasured.loss == distillation.loss(batch(), NOW).loss
+    assert unmeasured.loss == distillation.loss(batch(), now()).loss
 
 
 def test_a_state_that_is_loaded_brings_student_and_teacher(tmp_path: Path) -> None:
@@ -263,7 +246,7 @@ def test_a_state_that_is_loaded_brings_student_and_teacher(tmp_path: Path) -> No
             parameter.add_(0.1)
     other.load_state_dict(state(trained))
     assert same(state(other), state(trained))
-    assert trained.loss(batch(), NOW).loss == other.loss(batch(), NOW).loss
+    assert trained.loss(batch(), now()).loss == other.loss(batch(), now()).loss
 
 
 def test_its_own_checkpoint_is_read_as_the_students(distillation: DistillationMethod, tmp_path: Path) -> None:
@@ -275,6 +258,6 @@ def test_its_own_checkpoint_is_read_as_the_students(distillation: DistillationMe
 def test_the_student_is_judged(distillation: DistillationMethod) -> None:
     crops = batch()
     assert distillation.encoders() == {"student": distillation.student.backbone}
-    features = distillation.loss(crops, NOW).features
+    features = distillation.loss(crops, now()).features
     assert not features.requires_grad
     torch.testing.assert_close(features[1], distillation.student.backbone(crops.global_crops[1]).detach())

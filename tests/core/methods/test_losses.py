@@ -22,7 +22,9 @@ from dino_lab.core.methods.losses import (
     pairs_number,
 )
 
-B, K = 4, 32
+from .small import B, pairs
+
+K = 32
 each_number_of_crops = pytest.mark.parametrize(("globals_number", "crops_number"), [(2, 2), (2, 5), (1, 3), (3, 4)])
 
 each_comparison = pytest.mark.parametrize("loss", [MSE(), Cosine(), InfoNCE()], ids=lambda loss: loss.kind)
@@ -42,9 +44,7 @@ def units(crops: int, seed: int = 0) -> Tensor:
 
 def over_pairs(one: Callable[[int, int, int], float], globals_number: int, crops_number: int) -> float:
     """Mean of one(g, v, i) over images i, global crops g of the teacher, and other crops v of the student."""
-    return float(
-        np.mean([one(g, v, i) for g in range(globals_number) for v in range(crops_number) for i in range(B) if g != v])
-    )
+    return float(np.mean([one(g, v, i) for g, v, i in pairs(globals_number, crops_number)]))
 
 
 # ------------------------------------------------------------------------------------- numpy, a loop over pairs
@@ -100,8 +100,8 @@ def test_info_nce_tells_each_image_from_the_others_of_the_teacher(
 
 @each_number_of_crops
 def test_the_number_of_pairs_is_that_of_a_loop(globals_number: int, crops_number: int) -> None:
-    pairs = sum(g != v for g in range(globals_number) for v in range(crops_number))
-    assert pairs_number(globals_number, crops_number) == pairs
+    number = sum(g != v for g in range(globals_number) for v in range(crops_number))
+    assert pairs_number(globals_number, crops_number) == number
     ones = torch.ones(crops_number, B, K)
     assert mean_product(ones[:globals_number], ones).item() == pytest.approx(K)
 
@@ -126,9 +126,9 @@ def test_one_hot_targets_cost_the_negative_log_probability_of_their_prototype() 
     probs = log_probs(3)
     targets = F.one_hot(torch.tensor([[1] * B, [2] * B]), K).double()
     # Target 0 meets crops 1 and 2, target 1 meets crops 0 and 2.
-    pairs = torch.stack([probs[1, :, 1], probs[2, :, 1], probs[0, :, 2], probs[2, :, 2]])
+    met = torch.stack([probs[1, :, 1], probs[2, :, 1], probs[0, :, 2], probs[2, :, 2]])
     for loss in (cross_entropy, kl_divergence):
-        assert loss(targets, probs).item() == pytest.approx(-pairs.mean().item())
+        assert loss(targets, probs).item() == pytest.approx(-met.mean().item())
     assert entropy(targets) == 0
 
 

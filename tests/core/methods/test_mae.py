@@ -1,7 +1,7 @@
 """MAE against plain loops over patches and pixels, and against timm's own modules."""
 
 import math
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,35 +10,24 @@ from lightly.models.utils import get_2d_sine_cosine_positional_embedding
 from torch import Tensor
 
 from dino_lab.core.methods.mae import MAE, MAEMethod, hidden_error, normalised, pixels, sincos_positions
-from dino_lab.core.methods.method import Batch, Surroundings
 from dino_lab.core.methods.patches import places
 from dino_lab.core.networks.backbone import Backbone
-from dino_lab.core.schedules import Now
 from dino_lab.core.settings import KnobError
 
-B, SIDE, PATCH = 3, 4, 4
-N, SIZE, VALUES = SIDE * SIDE, SIDE * PATCH, 3 * PATCH * PATCH
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=PATCH, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0)
-SURROUNDINGS = Surroundings(classes_number=5, image_size=SIZE, trials_dir=Path("nowhere"))
-NOW = Now(0, steps=10, steps_per_epoch=5, measured=True)
+from . import small
+from .small import FINE, PATCH, SIDE, SIZE, SURROUNDINGS, N, now, over, same, state, take_step
+
+B, VALUES = 3, 3 * PATCH * PATCH
+batch = partial(small.batch, images=B)
 DECODER = {"decoder_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4}
 
 
 def method(seed: int = 0, **knobs: float) -> MAEMethod:
     torch.manual_seed(seed)
-    mae = MAE(**DECODER, **knobs).build(BACKBONE.build(SIZE), SURROUNDINGS)
+    mae = MAE(**DECODER, **knobs).build(FINE.build(SIZE), SURROUNDINGS)
     with torch.no_grad():  # a learned position embedding starts near zero, where its absence would not show
         mae.student.backbone.vit.pos_embed.normal_()
     return mae
-
-
-def batch(seed: int = 0, *, local_crops: int = 2) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(2, B, 3, SIZE, SIZE, generator=generator),
-        torch.randn(local_crops, B, 3, 8, 8, generator=generator),
-        torch.zeros(B, dtype=torch.long),
-    )
 
 
 def masks(seed: int = 0, crops: int = B, number: int = 12) -> Tensor:
@@ -50,14 +39,6 @@ def patch_of(crop: Tensor, n: int) -> Tensor:
     """The pixels of patch n, channels last, as a flat vector."""
     top, left = PATCH * (n // SIDE), PATCH * (n % SIDE)
     return torch.stack([crop[c, top + y, left + x] for y in range(PATCH) for x in range(PATCH) for c in range(3)])
-
-
-def state(mae: MAEMethod) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in mae.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
@@ -119,7 +100,7 @@ def test_predictions_of_visible_patches_do_not_count() -> None:
 def test_the_loss_is_that_of_plain_loops_over_hidden_patches(norm_pixels: bool, mask_ratio: float) -> None:
     mae, crops = method(norm_pixels=norm_pixels, mask_ratio=mask_ratio), batch()
     torch.manual_seed(5)
-    outcome = mae.loss(crops, NOW)
+    outcome = mae.loss(crops, now())
 
     torch.manual_seed(5)
     noise = torch.rand(2 * B, N)
@@ -170,7 +151,7 @@ def test_predicting_nothing_of_normalised_patches_costs_their_variance() -> None
     mae = method()
     torch.nn.init.zeros_(mae.student.decoder.predict.weight)
     # Targets have variance 1 with P - 1, so their mean square is (P - 1) / P.
-    assert mae.loss(batch(), NOW).loss.item() == pytest.approx((VALUES - 1) / VALUES, abs=1e-4)
+    assert mae.loss(batch(), now()).loss.item() == pytest.approx((VALUES - 1) / VALUES, abs=1e-4)
 
 
 @pytest.mark.parametrize("side", [1, 2, 7])
@@ -185,17 +166,16 @@ def test_position_embeddings_are_the_references(side: int) -> None:
 def test_pixels_of_hidden_patches_do_not_change_what_the_encoder_gives() -> None:
     mae, crops, hidden = method(), batch().global_crops[0], masks()
     visible = places(~hidden)
-    over = hidden.view(B, SIDE, SIDE).repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
     before = mae.student.encode(crops, visible)
-    assert torch.equal(mae.student.encode(torch.where(over, crops + 3, crops), visible), before)
-    assert not torch.allclose(mae.student.encode(torch.where(over, crops, crops + 3), visible), before)
+    assert torch.equal(mae.student.encode(torch.where(over(hidden), crops + 3, crops), visible), before)
+    assert not torch.allclose(mae.student.encode(torch.where(over(hidden), crops, crops + 3), visible), before)
 
 
 def test_the_encoder_sees_a_quarter_of_the_patches_and_the_cls_token() -> None:
     mae = method()
     seen: list[tuple[int, ...]] = []
     mae.student.backbone.vit.norm.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    mae.loss(batch(), NOW)
+    mae.loss(batch(), now())
     assert seen == [(2 * B, 1 + N // 4, 24)]
 
 
@@ -203,7 +183,7 @@ def test_local_crops_are_not_used() -> None:
     mae, losses = method(), []
     for local_crops in (0, 3):
         torch.manual_seed(1)
-        losses.append(mae.loss(batch(local_crops=local_crops), NOW).loss.item())
+        losses.append(mae.loss(batch(local_crops=local_crops), now()).loss.item())
     assert losses[0] == losses[1]
 
 
@@ -211,7 +191,7 @@ def test_masks_follow_torchs_seed() -> None:
     mae, losses = method(), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        losses.append(mae.loss(batch(), NOW).loss.item())
+        losses.append(mae.loss(batch(), now()).loss.item())
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -220,9 +200,9 @@ def test_masks_follow_torchs_seed() -> None:
 
 def test_every_parameter_of_the_student_gets_a_gradient_and_none_is_held() -> None:
     mae = method()
-    mae.loss(batch(), NOW).loss.backward()
+    mae.loss(batch(), now()).loss.backward()
     assert all(parameter.grad is not None for parameter in mae.student.parameters())
-    assert not list(mae.held(NOW))
+    assert not list(mae.held(now()))
 
 
 def test_hidden_patches_are_learned() -> None:
@@ -230,12 +210,8 @@ def test_hidden_patches_are_learned() -> None:
     smooth = torch.linspace(-1, 1, SIZE).expand_as(crops.global_crops) * torch.randn(2, B, 3, 1, 1)
     optimizer = torch.optim.AdamW(mae.student.parameters(), lr=3e-3)
     losses = []
-    for _ in range(40):
-        outcome = mae.loss(crops._replace(global_crops=smooth), NOW)
-        optimizer.zero_grad()
-        outcome.loss.backward()
-        optimizer.step()
-        mae.after_step(NOW)
+    for step in range(40):
+        outcome = take_step(mae, optimizer, step, crops._replace(global_crops=smooth))
         losses.append(outcome.loss.item())
     assert losses[-1] < 0.5 * losses[0]
 
@@ -243,8 +219,8 @@ def test_hidden_patches_are_learned() -> None:
 def test_neither_the_loss_nor_what_follows_a_step_changes_state() -> None:
     mae = method()
     before = state(mae)
-    mae.loss(batch(), NOW)
-    mae.after_step(NOW)
+    mae.loss(batch(), now())
+    mae.after_step(now())
     assert same(state(mae), before)
 
 
@@ -254,7 +230,7 @@ def test_a_state_that_is_loaded_gives_the_same_loss() -> None:
     other.load_state_dict(state(trained))
     for mae in (trained, other):
         torch.manual_seed(3)
-        losses.append(mae.loss(batch(), NOW).loss.item())
+        losses.append(mae.loss(batch(), now()).loss.item())
     assert losses[0] == losses[1]
     assert all(name.startswith(("student.backbone.", "student.decoder.")) for name in state(trained))
 
@@ -268,7 +244,7 @@ def test_features_for_evaluation_are_the_mean_of_the_patch_tokens_of_whole_image
 
 
 def test_it_has_no_teacher_and_no_targets() -> None:
-    outcome = method().loss(batch(), NOW)
+    outcome = method().loss(batch(), now())
     assert (outcome.targets, outcome.outputs, outcome.measures) == (None, None, {})
 
 
@@ -281,7 +257,7 @@ def test_a_backbone_without_patches_is_refused_by_name() -> None:
 
 
 def test_a_crop_of_a_single_patch_is_refused() -> None:
-    backbone = BACKBONE.but({"patch_size": SIZE})
+    backbone = FINE.but({"patch_size": SIZE})
     with pytest.raises(ValueError, match=rf"crops\.global_crops_size = {SIZE}"):
         MAE(**DECODER).build(backbone.build(SIZE), SURROUNDINGS)
 
@@ -293,7 +269,7 @@ def test_a_decoder_whose_width_does_not_divide_names_both_knobs(knobs: dict[str,
 
 
 def test_the_published_decoder_is_the_default() -> None:
-    backbone = BACKBONE.but({"embed_dim": 192})
+    backbone = FINE.but({"embed_dim": 192})
     decoder = MAE().build(backbone.build(SIZE), SURROUNDINGS).student.decoder
     assert (len(decoder.blocks), decoder.embed.out_features, decoder.blocks[0].attn.num_heads) == (8, 512, 16)
     assert decoder.norm.eps == decoder.blocks[0].norm1.eps == 1e-6

@@ -1,7 +1,7 @@
 """Masked prediction against plain loops, against lightly's iBOT loss, and its masks against BEiT's algorithm."""
 
-import math
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,60 +9,51 @@ import numpy as np
 import pytest
 import torch
 from lightly.loss import IBOTPatchLoss
-from torch import Tensor, nn
+from torch import Tensor
 
 from dino_lab.core import checkpoint, records
 from dino_lab.core.diagnostics import signals
 from dino_lab.core.methods.masked import Masked, MaskedMethod
-from dino_lab.core.methods.method import Batch, Outcome, Surroundings
+from dino_lab.core.methods.method import Batch, Outcome
 from dino_lab.core.methods.patches import block_masks, places, random_masks
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.networks.head import BottleneckHeadSettings
 from dino_lab.core.schedules import Now
 
-B, SIDE, PATCH, K = 3, 4, 4, 16
-N, SIZE = SIDE * SIDE, SIDE * PATCH
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=PATCH, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0)
-SURROUNDINGS = Surroundings(classes_number=5, image_size=SIZE, trials_dir=Path("nowhere"))
+from . import small
+from .small import (
+    FINE,
+    SIDE,
+    SIZE,
+    SURROUNDINGS,
+    N,
+    cross_entropy_and_parts,
+    moved,
+    now,
+    over,
+    same,
+    softmax,
+    state,
+)
+
+B, K = 3, 16
+batch = partial(small.batch, images=B)
 SETTINGS = Masked(head=BottleneckHeadSettings(out_dim=K, hidden_dim=32, bottleneck_dim=16))
-
-
-def now(step: int = 0, *, measured: bool = True) -> Now:
-    return Now(step, steps=10, steps_per_epoch=2, measured=measured)
 
 
 def method(seed: int = 0, **knobs: float | bool | str) -> MaskedMethod:
     """Teacher and student apart, logits as large as after some training."""
     torch.manual_seed(seed)
     changes = {name.replace("__", "."): value for name, value in knobs.items()}
-    masked = SETTINGS.but(changes).build(BACKBONE.build(SIZE), SURROUNDINGS)
+    masked = SETTINGS.but(changes).build(FINE.build(SIZE), SURROUNDINGS)
     with torch.no_grad():
         masked.student.backbone.vit.pos_embed.normal_()
-        for parameter in masked.student.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    return masked
-
-
-def batch(seed: int = 0, *, local_crops: int = 2) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(2, B, 3, SIZE, SIZE, generator=generator),
-        torch.randn(local_crops, B, 3, 8, 8, generator=generator),
-        torch.zeros(B, dtype=torch.long),
-    )
+    return moved(masked)
 
 
 def loss(masked: MaskedMethod, crops: Batch, moment: Now | None = None, *, seed: int = 5) -> Outcome:
     torch.manual_seed(seed)
     return masked.loss(crops, moment or now())
-
-
-def state(masked: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in masked.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
@@ -73,11 +64,6 @@ def tokens(vit: Any, crop: Tensor, *, hidden: Collection[int] = (), mask_token: 
     patches = [mask_token if n in hidden else patch for n, patch in enumerate(vit.patch_embed(crop[None])[0])]
     x = torch.stack([vit.cls_token[0, 0], *patches]) + vit.pos_embed[0]
     return vit.norm(vit.blocks(x[None]))[0, 1:]
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max())
-    return shifted / shifted.sum()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +93,7 @@ def test_two_steps_are_those_of_plain_loops_over_masked_patches(knobs: dict[str,
         torch.manual_seed(step)
         number = round(ratio * N)
         hidden = block_masks(2 * B, SIDE, number) if blocks else random_masks(2 * B, N, number)
-        losses, entropies, divergences, logits_sum, means = [], [], [], np.zeros(K), []
+        terms, logits_sum, means = [], np.zeros(K), []
         with torch.no_grad():
             for i, crop in enumerate(crops.global_crops.flatten(0, 1)):
                 chosen = {n for n in range(N) if hidden[i, n]}
@@ -126,11 +112,10 @@ def test_two_steps_are_those_of_plain_loops_over_masked_patches(knobs: dict[str,
                         continue
                     q = softmax((teacher_logits - center) / teacher_temp)
                     p = softmax(masked.student.head(student_tokens[n]).double().numpy() / student_temp)
-                    losses.append(-sum(q[k] * math.log(p[k]) for k in range(K)))
-                    entropies.append(-sum(q[k] * math.log(q[k]) for k in range(K)))
-                    divergences.append(sum(q[k] * math.log(q[k] / p[k]) for k in range(K)))
+                    terms.append(cross_entropy_and_parts(q, p))
                     targets.append(q)
                 means.append(sum(targets) / len(targets))
+        losses, entropies, divergences = zip(*terms, strict=True)
         assert len(losses) == 2 * B * number
         assert outcome.loss.item() == pytest.approx(np.mean(losses), rel=1e-3)
         assert float(outcome.measures[records.TEACHER_ENTROPY]) == pytest.approx(np.mean(entropies), rel=1e-3, abs=1e-5)
@@ -191,11 +176,6 @@ def test_the_targets_handed_on_have_the_mean_of_all_masked_patches() -> None:
 # ------------------------------------------------------------------------------------------------- what is seen
 
 
-def over(hidden: Tensor) -> Tensor:
-    """The pixels of hidden patches."""
-    return hidden.view(-1, SIDE, SIDE).repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2)[:, None]
-
-
 def test_the_student_does_not_see_the_pixels_of_masked_patches_and_the_teacher_does() -> None:
     masked, crops = method(), batch().global_crops[0]
     torch.manual_seed(1)
@@ -218,7 +198,7 @@ def test_local_crops_are_not_used() -> None:
 
 def test_the_teacher_starts_as_the_student_and_has_no_mask_token() -> None:
     torch.manual_seed(0)
-    masked = SETTINGS.build(BACKBONE.build(SIZE), SURROUNDINGS)
+    masked = SETTINGS.build(FINE.build(SIZE), SURROUNDINGS)
     student = state(masked.student)
     mask_token = student.pop("mask_token")
     assert same(state(masked.teacher.network), student)
@@ -344,4 +324,4 @@ def test_a_backbone_without_patches_is_refused_by_name() -> None:
 
 def test_a_crop_of_a_single_patch_is_refused() -> None:
     with pytest.raises(ValueError, match=rf"crops\.global_crops_size = {SIZE}"):
-        SETTINGS.build(BACKBONE.but({"patch_size": SIZE}).build(SIZE), SURROUNDINGS)
+        SETTINGS.build(FINE.but({"patch_size": SIZE}).build(SIZE), SURROUNDINGS)

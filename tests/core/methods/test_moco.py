@@ -4,7 +4,6 @@ import copy
 import math
 from collections import deque
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,50 +12,35 @@ from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
 from dino_lab.core import records
-from dino_lab.core.methods.method import Batch, Surroundings
 from dino_lab.core.methods.moco import MoCo, MoCoMethod, info_nce
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.networks.teacher import Momentum
-from dino_lab.core.schedules import Now
 
-B, K, N, STEPS = 4, 16, 24, 6
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
+from .small import (
+    BACKBONE,
+    SIZE,
+    STEPS,
+    SURROUNDINGS,
+    B,
+    batch,
+    moved,
+    now,
+    pairs,
+    same,
+    shapes_seen,
+    state,
+    take_step,
+    take_steps,
+    unit,
+)
+
+K, N = 16, 24
 SETTINGS = MoCo().but({"head.out_dim": K, "head.hidden_dim": 32, "queue_size": N})
 
 
 def method(settings: MoCo = SETTINGS, backbone: Backbone = BACKBONE) -> MoCoMethod:
     torch.manual_seed(0)
-    return settings.build(backbone.build(16), Surroundings(3, image_size=16, trials_dir=Path()))
-
-
-def batch(seed: int, *, global_crops: int = 2, local_crops: int = 2) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(global_crops, B, 3, 16, 16, generator=generator),
-        torch.randn(local_crops, B, 3, 8, 8, generator=generator),
-        torch.zeros(B, dtype=torch.long),
-    )
-
-
-def now(step: int = 0, *, measured: bool = True) -> Now:
-    return Now(step, steps=STEPS, steps_per_epoch=2, measured=measured)
-
-
-def moved(moco: MoCoMethod) -> MoCoMethod:
-    """The student away from its teacher, as after some steps."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in moco.student.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return moco
-
-
-def state(moco: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in moco.state_dict().items()}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    return settings.build(backbone.build(SIZE), SURROUNDINGS)
 
 
 # ---------------------------------------------------------------------------------------------- the paper's loss
@@ -86,20 +70,14 @@ def test_loss_is_that_of_plain_loops(
             student, _ = moco.student([crops.global_crops, crops.local_crops])
     teacher, student, queue = (each.double().numpy() for each in (teacher, student, moco.queue))
     losses = []
-    for g in range(global_crops):
-        for v in range(global_crops + local_crops):
-            if v == g:
-                continue
-            for i in range(B):
-                key = teacher[g, i] / math.sqrt(sum(value**2 for value in teacher[g, i]))
-                query = student[v, i] / math.sqrt(sum(value**2 for value in student[v, i]))
-                positive = math.exp(sum(query[k] * key[k] for k in range(K)) / settings.temp)
-                negatives = sum(math.exp(sum(query[k] * row[k] for k in range(K)) / settings.temp) for row in queue)
-                losses.append(-math.log(positive / (positive + negatives)))
+    for g, v, i in pairs(global_crops, global_crops + local_crops):
+        key, query = unit(teacher[g, i]), unit(student[v, i])
+        positive = math.exp(sum(query[k] * key[k] for k in range(K)) / settings.temp)
+        negatives = sum(math.exp(sum(query[k] * row[k] for k in range(K)) / settings.temp) for row in queue)
+        losses.append(-math.log(positive / (positive + negatives)))
     assert outcome.loss.item() == pytest.approx(np.mean(losses), abs=1e-5)
     assert outcome.loss.dtype == outcome.features.dtype == outcome.outputs.dtype == torch.float32
-    unit = teacher / np.linalg.norm(teacher, axis=-1, keepdims=True)
-    np.testing.assert_allclose(outcome.outputs.numpy(), unit, atol=1e-5)
+    np.testing.assert_allclose(outcome.outputs.numpy(), unit(teacher), atol=1e-5)
 
 
 @pytest.mark.parametrize("temp", [0.07, 0.2])
@@ -113,25 +91,21 @@ def test_steps_and_queue_are_those_of_a_loop_with_lightlys(global_crops: int, lo
 
     for step in range(5):
         crops = batch(step, global_crops=global_crops, local_crops=local_crops)
-        outcome = moco.loss(crops, now(step))
-        ours.zero_grad()
-        outcome.loss.backward()
-        ours.step()
-        moco.after_step(now(step))
+        outcome = take_step(moco, ours, step, crops)
 
         with torch.no_grad():
             keys, _ = teacher([crops.global_crops])
         queries, _ = student([crops.global_crops, crops.local_crops])
         bank, pointer = lightly.memory_bank.bank.clone(), lightly.memory_bank.bank_ptr.clone()
-        pairs = []
+        losses = []
         for g, key in enumerate(keys):
             for v, query in enumerate(queries):
                 if g != v:
-                    pairs.append(lightly(query, key))
+                    losses.append(lightly(query, key))
                     # lightly's bank takes in the keys of every pair at once; here they wait for the step's end.
                     lightly.memory_bank.bank.copy_(bank)
                     lightly.memory_bank.bank_ptr.copy_(pointer)
-        loss = sum(pairs) / len(pairs)
+        loss = sum(losses) / len(losses)
         theirs.zero_grad()
         loss.backward()
         theirs.step()
@@ -252,7 +226,7 @@ def test_the_teachers_momentum_is_constant() -> None:
 
 def test_teacher_starts_as_the_student() -> None:
     moco = method()
-    assert same(dict(moco.teacher.network.state_dict()), dict(moco.student.state_dict()))
+    assert same(state(moco.teacher.network), state(moco.student))
     assert not {p.data_ptr() for p in moco.teacher.parameters()} & {p.data_ptr() for p in moco.student.parameters()}
 
 
@@ -269,9 +243,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher() -> None:
 
 def test_teacher_sees_global_crops_only_and_the_student_all() -> None:
     moco = method()
-    seen: dict[str, list[tuple[int, ...]]] = {"teacher": [], "student": []}
-    for name, encoder in moco.encoders().items():
-        encoder.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(tuple(inputs[0].shape)))
+    seen = shapes_seen(moco)
     moco.loss(batch(0, local_crops=3), now())
     assert seen == {"teacher": [(2 * B, 3, 16, 16)], "student": [(2 * B, 3, 16, 16), (3 * B, 3, 8, 8)]}
 
@@ -296,34 +268,24 @@ def test_parts_of_a_batch_cost_together_what_the_batch_costs() -> None:
     torch.testing.assert_close(sum(parts) / 2, moco.loss(crops, now()).loss)
 
 
-def trained(moco: MoCoMethod, optimizer: torch.optim.Optimizer, steps: range, *, measured: bool = True) -> None:
-    for step in steps:
-        torch.manual_seed(step)  # of drop path, as the trainer does
-        optimizer.zero_grad()
-        for part in batch(step).split(2):
-            moco.loss(part, now(step, measured=measured)).loss.backward()
-        optimizer.step()
-        moco.after_step(now(step))
-
-
 @pytest.mark.parametrize("queue_size", [11, 3])
 def test_resumed_from_its_state_it_ends_at_the_same_bits(queue_size: int) -> None:
     settings, dropped = SETTINGS.but({"queue_size": queue_size}), BACKBONE.but({"drop_path_rate": 0.5})
     whole, half, resumed = (method(settings, dropped) for _ in range(3))
-    trained(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
+    take_steps(whole, torch.optim.AdamW(whole.student.parameters()), range(6), parts=2)
     first, second = (torch.optim.AdamW(each.student.parameters()) for each in (half, resumed))
-    trained(half, first, range(3))
-    resumed.load_state_dict(copy.deepcopy(half.state_dict()))
+    take_steps(half, first, range(3), parts=2)
+    resumed.load_state_dict(state(half))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    trained(resumed, second, range(3, 6))
-    assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    take_steps(resumed, second, range(3, 6), parts=2)
+    assert same(state(resumed), state(whole))
 
 
 def test_measuring_changes_no_state() -> None:
     ends = []
     for measured in (True, False):
         moco = method()
-        trained(moco, torch.optim.AdamW(moco.student.parameters()), range(3), measured=measured)
-        ends.append(dict(moco.state_dict()))
+        take_steps(moco, torch.optim.AdamW(moco.student.parameters()), range(3), parts=2, measured=measured)
+        ends.append(state(moco))
     assert same(*ends)
     assert method().loss(batch(0), now(measured=False)).measures == {}

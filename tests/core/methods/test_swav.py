@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,50 +9,46 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn
-from torch import Tensor, nn
+from torch import nn
 
 from dino_lab.core import records
-from dino_lab.core.methods.method import Batch, Surroundings
+from dino_lab.core.methods.method import Batch
 from dino_lab.core.methods.swav import SwAV, SwAVMethod
 from dino_lab.core.networks.backbone import Backbone
-from dino_lab.core.schedules import Now
 
-B, K, STEPS = 4, 12, 6
-BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
+from .small import (
+    BACKBONE,
+    SIZE,
+    STATISTICS,
+    STEPS,
+    SURROUNDINGS,
+    B,
+    batch,
+    cross_entropy_and_parts,
+    now,
+    pairs,
+    plain_mlp,
+    same,
+    shapes_seen,
+    softmax,
+    state,
+    take_step,
+    take_steps,
+    unit,
+)
+
+K = 12
 SETTINGS = SwAV().but({"head.out_dim": 16, "head.hidden_dim": 32, "prototypes_number": K})
 WITHOUT_BATCH_NORM = SETTINGS.but({"head.batch_norm": False})
 
 
 def method(settings: SwAV = SETTINGS, backbone: Backbone = BACKBONE) -> SwAVMethod:
     torch.manual_seed(0)
-    return settings.build(backbone.build(16), Surroundings(3, image_size=16, trials_dir=Path()))
-
-
-def batch(seed: int, *, global_crops: int = 2, local_crops: int = 2) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    return Batch(
-        torch.randn(global_crops, B, 3, 16, 16, generator=generator),
-        torch.randn(local_crops, B, 3, 8, 8, generator=generator),
-        torch.zeros(B, dtype=torch.long),
-    )
-
-
-def now(step: int = 0, *, measured: bool = True) -> Now:
-    return Now(step, steps=STEPS, steps_per_epoch=2, measured=measured)
+    return settings.build(backbone.build(SIZE), SURROUNDINGS)
 
 
 def prototypes(swav: SwAVMethod) -> nn.Parameter:
     return swav.student.head.prototypes.weight
-
-
-def state(swav: nn.Module) -> dict[str, Tensor]:
-    """All but the running statistics of batch normalisation, which any forward pass in training moves."""
-    running = ("running_mean", "running_var", "num_batches_tracked")
-    return {name: value.clone() for name, value in swav.state_dict().items() if not name.endswith(running)}
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 CASES = [
@@ -73,14 +68,12 @@ def plain_scores(swav: SwAVMethod, crops: Batch) -> np.ndarray:
     """The head written out: linear, batch normalisation over all crops, ReLU, linear, length 1, prototypes. [V B K]"""
     views = [*crops.global_crops, *crops.local_crops]
     with torch.no_grad():
-        x = torch.cat([swav.student.backbone(view) for view in views]).double().numpy()
-    first, *norm, _, last = swav.student.head.projection.mlp
-    x = x @ first.weight.detach().double().numpy().T + first.bias.detach().double().numpy()
-    if norm:
-        x = (x - x.mean(axis=0)) / np.sqrt(x.var(axis=0) + norm[0].eps)
-    x = np.maximum(x, 0) @ last.weight.detach().double().numpy().T + last.bias.detach().double().numpy()
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    return (x @ prototypes(swav).detach().double().numpy().T).reshape(len(views), B, K)
+        x = torch.cat([swav.student.backbone(view) for view in views]).double()
+        mlp = swav.student.head.projection.mlp
+        norm = [nn.BatchNorm1d] if swav.settings.head.batch_norm else []
+        assert [type(layer) for layer in mlp] == [nn.Linear, *norm, nn.ReLU, nn.Linear]
+        scores = unit(plain_mlp(mlp, x)) @ prototypes(swav).double().T
+    return scores.view(len(views), B, K).numpy()
 
 
 def plain_codes(scores: np.ndarray, *, epsilon: float, iterations: int) -> np.ndarray:
@@ -104,18 +97,14 @@ def test_loss_and_measures_are_those_of_plain_loops(
     settings = SETTINGS.but(knobs)
     swav, crops = method(settings), batch(0, global_crops=global_crops, local_crops=local_crops)
     scores = plain_scores(swav, crops)
-    losses, entropies, divergences = [], [], []
-    for g in range(global_crops):
-        codes = plain_codes(scores[g], epsilon=settings.epsilon, iterations=settings.iterations)
-        for v in range(global_crops + local_crops):
-            if v == g:
-                continue
-            for i in range(B):
-                total = sum(math.exp(score / settings.temp) for score in scores[v, i])
-                p = [math.exp(score / settings.temp) / total for score in scores[v, i]]
-                losses.append(-sum(codes[i, k] * math.log(p[k]) for k in range(K)))
-                entropies.append(-sum(codes[i, k] * math.log(codes[i, k]) for k in range(K)))
-                divergences.append(sum(codes[i, k] * math.log(codes[i, k] / p[k]) for k in range(K)))
+    all_codes = [
+        plain_codes(crop, epsilon=settings.epsilon, iterations=settings.iterations) for crop in scores[:global_crops]
+    ]
+    terms = [
+        cross_entropy_and_parts(all_codes[g][i], softmax(scores[v, i] / settings.temp))
+        for g, v, i in pairs(global_crops, global_crops + local_crops)
+    ]
+    losses, entropies, divergences = zip(*terms, strict=True)
     outcome = swav.loss(crops, now())
     assert outcome.loss.item() == pytest.approx(np.mean(losses), abs=1e-4)
     assert float(outcome.measures[records.TEACHER_ENTROPY]) == pytest.approx(np.mean(entropies), abs=1e-4)
@@ -149,13 +138,7 @@ def test_steps_are_those_of_a_loop_with_lightlys_loss(
     )
     for step in range(4):
         crops = batch(step, global_crops=global_crops, local_crops=local_crops)
-        outcome = swav.loss(crops, now(step))
-        ours.zero_grad()
-        outcome.loss.backward()
-        for parameter in swav.held(now(step)):
-            parameter.grad = None
-        ours.step()
-        swav.after_step(now(step))
+        outcome = take_step(swav, ours, step, crops)
 
         with torch.no_grad():
             weight.copy_(F.normalize(weight, dim=1))
@@ -203,8 +186,8 @@ def test_codes_get_no_gradient() -> None:
     swav.zero_grad()
     scores, _ = swav.student([crops.global_crops, crops.local_crops])
     log_probs = (scores / 0.1).log_softmax(dim=-1)
-    pairs = [-(outcome.targets[g] * log_probs[v]).sum(dim=-1).mean() for g in range(2) for v in range(4) if g != v]
-    torch.stack(pairs).mean().backward()
+    terms = [-(outcome.targets[g, i] * log_probs[v, i]).sum() for g, v, i in pairs(2, 4)]
+    torch.stack(terms).mean().backward()
     for name, parameter in swav.student.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
@@ -229,7 +212,7 @@ def test_prototypes_have_no_bias_and_length_1_from_the_start_and_after_each_step
     for step in range(4):
         torch.testing.assert_close(prototypes(swav).norm(dim=1), torch.ones(K))
         before = prototypes(swav).detach().clone()
-        trained(swav, optimizer, range(step, step + 1))
+        take_step(swav, optimizer, step)
         assert (prototypes(swav) - before).abs().max() > 1e-3
 
 
@@ -259,10 +242,10 @@ def test_there_is_no_teacher() -> None:
 
 
 def test_the_student_sees_all_crops_once() -> None:
-    swav, seen = method(), []
-    swav.student.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
+    swav = method()
+    seen = shapes_seen(swav)
     swav.loss(batch(0, local_crops=3), now())
-    assert seen == [(2 * B, 3, 16, 16), (3 * B, 3, 8, 8)]
+    assert seen == {"student": [(2 * B, 3, 16, 16), (3 * B, 3, 8, 8)]}
 
 
 def test_features_are_those_of_the_global_crops() -> None:
@@ -274,41 +257,30 @@ def test_features_are_those_of_the_global_crops() -> None:
 
 def test_the_loss_changes_no_state() -> None:
     swav = method()
-    before = state(swav)
+    before = state(swav, without=STATISTICS)
     first, second = (swav.loss(batch(0), now()).loss for _ in range(2))
-    assert same(state(swav), before)
+    assert same(state(swav, without=STATISTICS), before)
     assert torch.equal(first, second)
-
-
-def trained(swav: SwAVMethod, optimizer: torch.optim.Optimizer, steps: range, *, measured: bool = True) -> None:
-    for step in steps:
-        torch.manual_seed(step)  # of drop path, as the trainer does
-        optimizer.zero_grad()
-        swav.loss(batch(step), now(step, measured=measured)).loss.backward()
-        for parameter in swav.held(now(step)):
-            parameter.grad = None
-        optimizer.step()
-        swav.after_step(now(step))
 
 
 def test_resumed_from_its_state_it_ends_at_the_same_bits() -> None:
     dropped = BACKBONE.but({"drop_path_rate": 0.5})
     whole, half, resumed = (method(backbone=dropped) for _ in range(3))
-    trained(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
+    take_steps(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
     first, second = (torch.optim.AdamW(each.student.parameters()) for each in (half, resumed))
-    trained(half, first, range(3))
-    resumed.load_state_dict(copy.deepcopy(half.state_dict()))
+    take_steps(half, first, range(3))
+    resumed.load_state_dict(state(half))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    trained(resumed, second, range(3, 6))
-    assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    take_steps(resumed, second, range(3, 6))
+    assert same(state(resumed), state(whole))
 
 
 def test_measuring_changes_no_state() -> None:
     ends = []
     for measured in (True, False):
         swav = method()
-        trained(swav, torch.optim.AdamW(swav.student.parameters()), range(3), measured=measured)
-        ends.append(dict(swav.state_dict()))
+        take_steps(swav, torch.optim.AdamW(swav.student.parameters()), range(3), measured=measured)
+        ends.append(state(swav))
     assert same(*ends)
     assert method().loss(batch(0), now(measured=False)).measures == {}
 
