@@ -63,7 +63,10 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         torch.manual_seed(trial.seed)
         backbone = trial.backbone.build(trial.crops.global_crops_size)
         surroundings = Surroundings(
-            len(train_set.classes["class"]), image_size=trial.crops.global_crops_size, trials_dir=workdir.parent
+            len(train_set.classes["class"]),
+            image_size=trial.crops.global_crops_size,
+            global_crops_number=trial.crops.global_crops_number,
+            trials_dir=workdir.parent,
         )
         method = trial.method.build(backbone, surroundings).to(device)
 

@@ -46,7 +46,7 @@ def method_of(trial: Trial, checkpoint: Path | None = None) -> Any:
     """The trial's method, with the weights of a checkpoint, or with weights that no start gives."""
     torch.manual_seed(2)
     backbone = trial.backbone.build(trial.crops.global_crops_size)
-    surroundings = Surroundings(5, image_size=trial.crops.global_crops_size, trials_dir=Path())
+    surroundings = Surroundings(5, image_size=trial.crops.global_crops_size, global_crops_number=2, trials_dir=Path())
     method: Any = trial.method.build(backbone, surroundings)
     if checkpoint:
         method.load_state_dict(torch.load(checkpoint, weights_only=True)["method"])
@@ -261,7 +261,7 @@ def test_the_references_head_takes_the_exported_head_and_gives_its_logits(
     trained: tuple[Trial, Path], official: Path, role: str, prefix: str
 ) -> None:
     state = torch.load(official, weights_only=True)[role]
-    theirs = OfficialHead([24, 32, 32, 16], 32)
+    theirs = OfficialHead([24, 32, 32, 16], smoke.method.head.out_dim)
     theirs.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, strict=True)
     method = method_of(*trained)
     ours = method.student if role == "student" else method.teacher.network

@@ -145,7 +145,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "info_nce": ({"method.loss.kind": "info_nce"}, set()),
     "byol": ({"method.kind": "byol"}, set()),
     "moco": ({"method.kind": "moco", "method.queue_size": 32}, set()),
-    "swav": ({"method.kind": "swav"}, set()),
+    "swav": ({"method.kind": "swav", "method.queue_size": 8, "method.queue_start_epochs": 0.0}, set()),
     "supervised": ({"method.kind": "supervised"}, set()),
     "mae": ({"method.kind": "mae"}, set()),
     "masked": ({"method.kind": "masked"}, set()),

@@ -33,6 +33,8 @@ class Surroundings(NamedTuple):
     classes_number: int
     image_size: int
     """Side of a global crop, pixels."""
+    global_crops_number: int
+    """G."""
     trials_dir: Path
     """Where the other trials of the lab have their folders."""
 

@@ -23,8 +23,8 @@ from dino_lab.core.settings import Settings
 class SwAV(Settings):
     """SwAV with DINO's crops and backbone, as in the paper's comparison.
 
-    Without the source's queue of features, which it needs for batches much smaller than the number of prototypes:
-    `prototypes_number` is to go with the batch.
+    The source's queue serves batches much smaller than the number of prototypes; it is off unless `queue_size` says
+    otherwise, as in the source.
 
     Source: SwAV (arXiv:2006.09882), section 3; main_swav.py; DINO (arXiv:2104.14294), Tables 7 and 13.
     """
@@ -44,48 +44,55 @@ class SwAV(Settings):
     iterations: int = Field(default=3, ge=1)
     """Times that Sinkhorn-Knopp evens prototypes and images in turn."""
 
+    queue_size: int = Field(default=0, ge=0)
+    """Images of earlier steps whose projections are evened out together with a batch's, for each global crop."""
+    queue_start_epochs: float = Field(default=15.0, ge=0)
+    """Epochs before the queue begins to fill; may be a fraction. It is used once it is full."""
+
     def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "SwAVMethod":
-        head = PrototypesHead(self.head.build(backbone.embed_dim), self.prototypes_number)
-        return SwAVMethod(Network(backbone, head), settings=self)
+        student = SwAVStudent(backbone, self.head.build(backbone.embed_dim), self.prototypes_number)
+        return SwAVMethod(student, settings=self, globals_number=surroundings.global_crops_number)
 
 
-class PrototypesHead(Head):
-    """Features to scores: products of a projection of length 1 with each prototype."""
+class SwAVStudent(Network):
+    """Backbone and head, and the prototypes that its outputs are compared with."""
 
-    def __init__(self, projection: Head, prototypes_number: int) -> None:
-        super().__init__()
-        self.projection = projection
-        self.projected_dim = projection.projected_dim
-        self.prototypes = nn.Linear(self.projected_dim, prototypes_number, bias=False)
-
-    def project(self, features: Float[Tensor, "*B D"]) -> Float[Tensor, "*B P"]:
-        return self.projection(features)  # type: ignore[no-any-return]
-
-    def logits(self, projected: Float[Tensor, "*B P"]) -> Float[Tensor, "*B K"]:
-        return self.prototypes(F.normalize(projected, dim=-1))  # type: ignore[no-any-return]
+    def __init__(self, backbone: BackboneNetwork, head: Head, prototypes_number: int) -> None:
+        super().__init__(backbone, head)
+        self.prototypes = nn.Linear(head.projected_dim, prototypes_number, bias=False)
 
 
 class SwAVMethod(Method):
-    """A student alone, with its prototypes."""
+    """A student alone, with its prototypes, and the queue: its projections of global crops of the steps before."""
 
-    def __init__(self, student: Network, *, settings: SwAV) -> None:
+    student: SwAVStudent
+    queue: Float[Tensor, "G N P"]
+    """Newest first; rows of zeros where it is not full yet."""
+
+    def __init__(self, student: SwAVStudent, *, settings: SwAV, globals_number: int) -> None:
         super().__init__(student)
         self.settings = settings
+        empty = torch.zeros(globals_number, settings.queue_size, student.head.projected_dim)
+        self.register_buffer("queue", empty)
+        self._projections: list[Tensor] = []
         self._normalize_prototypes()
 
     def loss(self, batch: Batch, now: Now) -> Outcome:
         """Cross-entropy of the codes of a global crop with the prediction of a different crop.
 
         The codes are the targets, so teacher entropy and KL are those of the codes: SwAV's teacher is the student
-        itself. They are made for each global crop apart and get no gradient.
+        itself. They are made for each global crop apart, together with those of its queue, and get no gradient.
+        Remembers the projections for `after_step`: the queue here is that of the steps before.
 
         Source: SwAV (arXiv:2006.09882), equations 1 to 5; main_swav.py, train.
         """
-        scores, features = self.student([batch.global_crops, batch.local_crops])
-        scores, globals_number = scores.float(), len(batch.global_crops)
-        epsilon, iterations = self.settings.epsilon, self.settings.iterations
-        global_scores = scores[:globals_number].detach()
-        codes = torch.stack([sinkhorn(crop_scores, epsilon, iterations=iterations) for crop_scores in global_scores])
+        outputs, features = self.student([batch.global_crops, batch.local_crops])
+        projections = F.normalize(outputs, dim=-1)
+        scores: Tensor = self.student.prototypes(projections).float()
+        globals_number = len(batch.global_crops)
+        self._projections.append(projections[:globals_number].detach().float())
+
+        codes = self._codes(scores[:globals_number].detach())
         log_probs = (scores / self.settings.temp).log_softmax(dim=-1)
 
         measures: dict[str, float | Tensor] = {}
@@ -94,18 +101,32 @@ class SwAVMethod(Method):
         loss, features = cross_entropy(codes, log_probs), features[:globals_number].detach().float()
         return Outcome(loss, features, targets=codes, measures=measures)
 
+    @torch.no_grad()
     def after_step(self, now: Now) -> None:
-        """Brings the prototypes back to length 1; the source does so at the start of the next step."""
+        """Puts this step's projections into the queue, and brings the prototypes back to length 1.
+
+        The source does the latter at the start of the next step.
+        """
+        projections = torch.cat(self._projections, dim=1)
+        self._projections.clear()
+        if now.step >= self.settings.queue_start_epochs * now.steps_per_epoch and self.settings.queue_size:
+            self.queue.copy_(torch.cat([projections, self.queue], dim=1)[:, : self.settings.queue_size])
         self._normalize_prototypes()
 
     def held(self, now: Now) -> Iterable[nn.Parameter]:
         frozen = now.step < self.settings.freeze_prototypes_epochs * now.steps_per_epoch
-        return [self._prototypes()] if frozen else ()
+        return self.student.prototypes.parameters() if frozen else ()
 
-    def _prototypes(self) -> nn.Parameter:
-        return self.student.get_parameter("head.prototypes.weight")
+    @torch.no_grad()
+    def _codes(self, scores: Float[Tensor, "G B K"]) -> Float[Tensor, "G B K"]:
+        images = scores.shape[1]
+        # Filled from the front, so that its last row is set when it is full.
+        if self.settings.queue_size and self.queue[:, -1].any():
+            scores = torch.cat([scores, self.student.prototypes(self.queue).float()], dim=1)
+        codes = [sinkhorn(of_crop, self.settings.epsilon, iterations=self.settings.iterations) for of_crop in scores]
+        return torch.stack(codes)[:, :images]
 
     @torch.no_grad()
     def _normalize_prototypes(self) -> None:
-        prototypes = self._prototypes()
+        prototypes = self.student.prototypes.weight
         prototypes.copy_(F.normalize(prototypes, dim=1))

@@ -14,7 +14,9 @@ from dino_lab.core.schedules import Now
 
 B, SIZE, STEPS, CLASSES = 4, 16, 6, 5
 BACKBONE = Backbone(name="vit_tiny_patch16_224", patch_size=8, embed_dim=24, depth=2, num_heads=3, drop_path_rate=0.0)
-SURROUNDINGS = Surroundings(classes_number=CLASSES, image_size=SIZE, trials_dir=Path("no trials"))
+SURROUNDINGS = Surroundings(
+    classes_number=CLASSES, image_size=SIZE, global_crops_number=2, trials_dir=Path("no trials")
+)
 
 # Methods that hide patches have more of them: N in each global crop.
 SIDE, PATCH = 4, 4

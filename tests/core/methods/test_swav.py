@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from lightly.loss import SwaVLoss
 from lightly.loss.swav_loss import sinkhorn
-from torch import nn
+from torch import Tensor, nn
 
 from dino_lab.core import records
 from dino_lab.core.methods.method import Batch
-from dino_lab.core.methods.swav import SwAV, SwAVMethod
+from dino_lab.core.methods.swav import SwAV, SwAVMethod, SwAVStudent
 from dino_lab.core.networks.backbone import Backbone
 
 from .small import (
@@ -48,7 +48,12 @@ def method(settings: SwAV = SETTINGS, backbone: Backbone = BACKBONE) -> SwAVMeth
 
 
 def prototypes(swav: SwAVMethod) -> nn.Parameter:
-    return swav.student.head.prototypes.weight
+    return swav.student.prototypes.weight
+
+
+def scores_of(student: SwAVStudent, crops: Batch) -> Tensor:
+    outputs, _ = student([crops.global_crops, crops.local_crops])
+    return student.prototypes(F.normalize(outputs, dim=-1))
 
 
 CASES = [
@@ -69,7 +74,7 @@ def plain_scores(swav: SwAVMethod, crops: Batch) -> np.ndarray:
     views = [*crops.global_crops, *crops.local_crops]
     with torch.no_grad():
         x = torch.cat([swav.student.backbone(view) for view in views]).double()
-        mlp = swav.student.head.projection.mlp
+        mlp = swav.student.head.mlp
         norm = [nn.BatchNorm1d] if swav.settings.head.batch_norm else []
         assert [type(layer) for layer in mlp] == [nn.Linear, *norm, nn.ReLU, nn.Linear]
         scores = unit(plain_mlp(mlp, x)) @ prototypes(swav).double().T
@@ -118,7 +123,7 @@ def test_codes_are_lightlys(knobs: dict[str, float], global_crops: int, local_cr
     settings = SETTINGS.but(knobs)
     swav, crops = method(settings), batch(0, global_crops=global_crops, local_crops=local_crops)
     with torch.no_grad():
-        scores, _ = swav.student([crops.global_crops, crops.local_crops])
+        scores = scores_of(swav.student, crops)
     codes = [sinkhorn(crop, iterations=settings.iterations, epsilon=settings.epsilon) for crop in scores[:global_crops]]
     torch.testing.assert_close(swav.loss(crops, now()).targets, torch.stack(codes), rtol=1e-4, atol=1e-6)
 
@@ -131,7 +136,7 @@ def test_steps_are_those_of_a_loop_with_lightlys_loss(
     settings = SETTINGS.but(knobs | {"freeze_prototypes_epochs": freeze_prototypes_epochs})
     swav = method(settings)
     student = copy.deepcopy(swav.student)
-    weight = student.head.prototypes.weight
+    weight = student.prototypes.weight
     lightly = SwaVLoss(settings.temp, settings.iterations, settings.epsilon)
     ours, theirs = (
         torch.optim.SGD(each.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01) for each in (swav.student, student)
@@ -142,7 +147,7 @@ def test_steps_are_those_of_a_loop_with_lightlys_loss(
 
         with torch.no_grad():
             weight.copy_(F.normalize(weight, dim=1))
-        scores, _ = student([crops.global_crops, crops.local_crops])
+        scores = scores_of(student, crops)
         loss = lightly(list(scores[:global_crops]), list(scores[global_crops:]))
         theirs.zero_grad()
         loss.backward()
@@ -184,7 +189,7 @@ def test_codes_get_no_gradient() -> None:
     outcome.loss.backward()
     ours = {name: parameter.grad.clone() for name, parameter in swav.student.named_parameters()}
     swav.zero_grad()
-    scores, _ = swav.student([crops.global_crops, crops.local_crops])
+    scores = scores_of(swav.student, crops)
     log_probs = (scores / 0.1).log_softmax(dim=-1)
     terms = [-(outcome.targets[g, i] * log_probs[v, i]).sum() for g, v, i in pairs(2, 4)]
     torch.stack(terms).mean().backward()
@@ -202,12 +207,47 @@ def test_equal_scores_make_uniform_codes_and_cost_ln_k() -> None:
     assert float(outcome.measures[records.KL]) == pytest.approx(0, abs=1e-5)
 
 
+# --------------------------------------------------------------------------------------------------------- queue
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("queue_size", [2 * B, 6])
+def test_codes_and_queue_are_those_of_the_references_loop(queue_size: int, parts: int) -> None:
+    """It begins to fill in the second step, and counts once it is full. Lightly evens it out with the batch."""
+    swav = method(WITHOUT_BATCH_NORM.but({"queue_size": queue_size, "queue_start_epochs": 0.5}))
+    optimizer = torch.optim.SGD(swav.student.parameters(), lr=1.0)
+    queues: list[list[Tensor]] = [[], []]
+    for step in range(6):
+        crops = batch(step)
+        with torch.no_grad():
+            outputs, _ = swav.student([crops.global_crops])
+            projections = F.normalize(outputs, dim=-1)
+            weight = prototypes(swav).clone()
+        codes = []
+        for crop in range(2):
+            full = len(queues[crop]) == queue_size
+            of_part = []
+            for part in projections[crop].chunk(parts):
+                rows = torch.stack([*queues[crop], *part] if full else [*part])
+                of_part.append(sinkhorn(rows @ weight.T, iterations=3, epsilon=0.05)[-len(part) :])
+            codes.append(torch.cat(of_part))
+        outcome = take_step(swav, optimizer, step, crops, parts=parts)
+        torch.testing.assert_close(outcome.targets, torch.stack(codes), rtol=1e-4, atol=1e-6)
+        if step >= 1:
+            queues = [[*projections[crop], *queues[crop]][:queue_size] for crop in range(2)]
+            for crop in range(2):
+                filled = len(queues[crop])
+                torch.testing.assert_close(swav.queue[crop, :filled], torch.stack(queues[crop]), rtol=1e-5, atol=1e-6)
+                assert not swav.queue[crop, filled:].any()
+    assert len(queues[0]) == queue_size
+
+
 # ---------------------------------------------------------------------------------------------------- prototypes
 
 
 def test_prototypes_have_no_bias_and_length_1_from_the_start_and_after_each_step() -> None:
     swav = method(SETTINGS.but({"freeze_prototypes_epochs": 0.0}))
-    assert swav.student.head.prototypes.bias is None
+    assert swav.student.prototypes.bias is None
     optimizer = torch.optim.AdamW(swav.student.parameters(), lr=0.01)
     for step in range(4):
         torch.testing.assert_close(prototypes(swav).norm(dim=1), torch.ones(K))
@@ -232,13 +272,14 @@ def test_published_settings_are_the_defaults() -> None:
     assert (settings.head.hidden_dim, settings.head.out_dim, settings.head.batch_norm) == (2048, 128, True)
     assert (settings.prototypes_number, settings.freeze_prototypes_epochs) == (3000, 1.0)
     assert (settings.temp, settings.epsilon, settings.iterations) == (0.1, 0.05, 3)
+    assert (settings.queue_size, settings.queue_start_epochs) == (0, 15.0)
 
 
 def test_there_is_no_teacher() -> None:
     swav = method()
     assert list(swav.encoders()) == ["student"]
     assert swav.encoders()["student"] is swav.student.backbone
-    assert all(name.startswith("student.") for name in swav.state_dict())
+    assert all(name.startswith("student.") or name == "queue" for name in swav.state_dict())
 
 
 def test_the_student_sees_all_crops_once() -> None:
@@ -263,9 +304,11 @@ def test_the_loss_changes_no_state() -> None:
     assert torch.equal(first, second)
 
 
-def test_resumed_from_its_state_it_ends_at_the_same_bits() -> None:
+@pytest.mark.parametrize("queue_size", [0, B])
+def test_resumed_from_its_state_it_ends_at_the_same_bits(queue_size: int) -> None:
     dropped = BACKBONE.but({"drop_path_rate": 0.5})
-    whole, half, resumed = (method(backbone=dropped) for _ in range(3))
+    settings = SETTINGS.but({"queue_size": queue_size, "queue_start_epochs": 0.0})
+    whole, half, resumed = (method(settings, dropped) for _ in range(3))
     take_steps(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
     first, second = (torch.optim.AdamW(each.student.parameters()) for each in (half, resumed))
     take_steps(half, first, range(3))

@@ -299,7 +299,7 @@ def test_a_frozen_teacher_is_read_from_a_file_or_from_a_trial(by: str, trials_di
 @pytest.mark.parametrize("kind", ["momentum", "previous_iteration"])
 def test_of_a_trial_with_a_teacher_that_teacher_is_read_with_its_running_statistics(kind: str, tmp_path: Path) -> None:
     settings = DINO(head=HEAD, predictor=PREDICTOR, teacher=KINDS[kind])
-    method = settings.build(VIT.build(16), Surroundings(10, image_size=16, trials_dir=tmp_path))
+    method = settings.build(VIT.build(16), Surroundings(10, image_size=16, global_crops_number=2, trials_dir=tmp_path))
     method.teacher(images())
     for step in range(3):
         train(method.student, step)
