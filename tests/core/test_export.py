@@ -261,7 +261,7 @@ def test_the_references_head_takes_the_exported_head_and_gives_its_logits(
     trained: tuple[Trial, Path], official: Path, role: str, prefix: str
 ) -> None:
     state = torch.load(official, weights_only=True)[role]
-    theirs = OfficialHead([24, 32, 32, 16], smoke.method.head.out_dim)
+    theirs = OfficialHead([24, 32, 32, 16], trained[0].method.head.out_dim)
     theirs.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, strict=True)
     method = method_of(*trained)
     ours = method.student if role == "student" else method.teacher.network
