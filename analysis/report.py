@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import re
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -81,7 +82,9 @@ def html(sweep: Sweep, shown: Mapping[str, tables.Table], drawn: Mapping[str, by
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    question, *paragraphs = sweep.note.strip().split("\n\n")
+    # Lines end where the source's do, but for those that begin with a word of their own: "Command:", "Cost:".
+    note = re.sub(r"(?<!\n)\n(?!\n|[A-Z][a-z]+: )", " ", sweep.note.strip())
+    question, *paragraphs = note.split("\n\n")
     return environment.get_template("report.html").render(
         sweep=sweep,
         question=question,

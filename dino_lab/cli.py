@@ -386,6 +386,10 @@ def _report(asked: Asked) -> None:
     print((folder / "table.md").read_text())
     for name in ("report.html", "figure.pdf", "table.tex"):
         print(folder / name)
+    from dino_lab.orchestration.folder import status
+
+    # A row of which no trial has begun is in no record, and so in no table.
+    out.print(f"trials: {terminal.counts(status(asked.lab, asked.labelled))}")
 
 
 @contextlib.contextmanager

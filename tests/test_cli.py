@@ -313,6 +313,7 @@ def test_run_report_and_ui_of_a_small_ablation(folder: Path) -> None:
     report = command("report", "collapse", *options)
     assert report.returncode == 0, report.stderr
     assert "sharpening only" in report.stdout
+    assert "trials: 3 finished" in report.stdout
     assert (folder / "lab" / "reports" / "collapse" / "report.html").exists()
 
     ui = subprocess.Popen([sys.executable, "-m", "dino_lab", "ui"], cwd=folder, stdout=subprocess.PIPE, text=True)

@@ -55,6 +55,14 @@ def page(written):
     return (written / "report.html").read_text()
 
 
+def test_what_the_experiment_says_is_not_broken_where_its_file_breaks_lines(sweep):
+    note = "Which?\n\nExpect: a long\nline.\n\nCommand: run it\nCost: 9 trials,\n5 minutes."
+    shown = {"table": tables.arms_table(sweep), "factors": tables.factors_table(sweep)}
+    page = report.html(replace(sweep, note=note), shown, {"figure": b"", "factors": b""}, [])
+    assert "Expect: a long line.</p>" in page
+    assert "Command: run it\nCost: 9 trials, 5 minutes.</p>" in page
+
+
 def test_the_same_records_give_the_same_bytes_in_another_process(written, lab, tmp_path):
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsavefig.dpi: 30\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
