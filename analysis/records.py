@@ -45,7 +45,7 @@ class Sweep:
     """Label of the row that the others are compared with."""
     published: str
     """Study in the published numbers; empty if there is none."""
-    arms: dict[str, str]
+    paper_rows: dict[str, str]
     """The study's name of a row, where the row's label is another."""
     trials: pd.DataFrame
     curves: pd.DataFrame
@@ -63,11 +63,17 @@ class Sweep:
 
 
 def read(
-    lab: Path, name: str, *, baseline: str, overrides: Mapping[str, Any], trial_ids: Collection[str] | None = None
+    lab: Path,
+    name: str,
+    *,
+    baseline: str,
+    overrides: Mapping[str, Any],
+    asked: Collection[tuple[str, str]] | None = None,
 ) -> Sweep:
-    """The records of ablation `name` in the lab folder: of these trials if given, otherwise of all.
+    """The records of ablation `name` in the lab folder: of these rows and trials if given, otherwise of all.
 
-    A lab keeps what an ablation asked before its file or its baseline was changed; `trial_ids` tells what it asks now.
+    A lab keeps what an ablation asked before its file or its baseline was changed; `asked` tells what it asks now: the
+    row and the id of each trial.
 
     Raises:
         LookupError: the lab, the ablation, or that baseline with those overrides has no records; says what has.
@@ -80,9 +86,10 @@ def read(
         parent, tags = _parent(store, name, baseline, overrides)
         trials = _trials(store, parent)
         curves = _curves(store, parent)
-    if trial_ids is not None:
-        trials = trials[trials["trial_id"].isin(trial_ids)].reset_index(drop=True)
-        curves = curves[curves["trial_id"].isin(trial_ids)].reset_index(drop=True)
+    if asked is not None:
+        kept = [(trial.row, trial.trial_id) in asked for trial in trials.itertuples()]
+        trials = trials[kept].reset_index(drop=True)
+        curves = curves[curves["trial_id"].isin(trials["trial_id"])].reset_index(drop=True)
         if trials.empty:
             raise LookupError(f"no records of {name} as it is now: it or its baseline was changed after it ran")
     check(trials, curves)
@@ -93,7 +100,7 @@ def read(
         note=tags["mlflow.note.content"],
         baseline_row=tags["dino_lab.baseline_row"],
         published=tags["dino_lab.published"],
-        arms=json.loads(tags.get("dino_lab.arms", "{}")),
+        paper_rows=json.loads(tags.get("dino_lab.paper_rows", "{}")),
         trials=trials,
         curves=curves,
     )

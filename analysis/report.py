@@ -25,7 +25,12 @@ _LIBRARIES = ("jinja2", "matplotlib", "numpy", "pandas", "pandera", "pyarrow", "
 
 
 def write(
-    lab: Path, name: str, *, baseline: str, overrides: Mapping[str, Any], trial_ids: Collection[str] | None = None
+    lab: Path,
+    name: str,
+    *,
+    baseline: str,
+    overrides: Mapping[str, Any],
+    asked: Collection[tuple[str, str]] | None = None,
 ) -> Path:
     """Writes the report of what `records.read` finds, each file atomically, the manifest last; returns its folder.
 
@@ -34,7 +39,7 @@ def write(
     Raises:
         LookupError, ValueError: as `records.read`.
     """
-    sweep = records.read(lab, name, baseline=baseline, overrides=overrides, trial_ids=trial_ids)
+    sweep = records.read(lab, name, baseline=baseline, overrides=overrides, asked=asked)
     files = contents(sweep)
     folder = lab / "reports" / name
     manifest = folder / "manifest.json"

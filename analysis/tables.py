@@ -28,8 +28,8 @@ LEFT = {"verdict"}
 
 _INTERVAL = f"±: half-width of Student's t {summary.CONFIDENCE:.0%} interval over seeds; without it, a single seed."
 _FEATURES = (
-    "from the teacher's features, or the student's where there is no teacher; at the foot, from those of the untrained"
-    " network of row {row} (step 0) and from raw pixels."
+    "from the teacher's features, or the student's where there is no teacher or it was given; at the foot, from those"
+    " of the untrained network of row {row} (step 0) and from raw pixels."
 )
 _MARKS = f"{COLLAPSED} a trial collapsed; {DIVERGED} a trial diverged."
 
@@ -67,7 +67,7 @@ def arms(sweep: Sweep) -> pd.DataFrame:
         index=[UNTRAINED, PIXELS],
     )
     table = pd.concat([pd.concat(parts, axis="columns"), references]).astype(dict.fromkeys(counts, "Int64"))
-    numbers = published(sweep.published, sweep.arms)
+    numbers = published(sweep.published, sweep.paper_rows)
     for metric in PAPER:
         by_arm = numbers[numbers["metric"] == metric].groupby("row", sort=False)["value"]
         if set(by_arm.groups) & set(counts.index):
@@ -122,13 +122,15 @@ def arms_table(sweep: Sweep) -> Table:
     if tests:
         cells["p"] = [_p(value) for value in table["difference_p_holm"]]
         notes[-1] += f" p: paired t-test with Holm's correction, number of tests: {tests}."
-    numbers = published(sweep.published, sweep.arms)
+    numbers = published(sweep.published, sweep.paper_rows)
     for metric, column in PAPER.items():
         if f"paper_{metric}" in table:
-            cells[column] = table[f"paper_{metric}"].fillna("")
+            texts = table[f"paper_{metric}"].fillna("")
+            cells[column] = [_papers(text, sweep.paper_rows.get(str(row))) for row, text in texts.items()]
             shown = numbers[numbers["row"].isin(rows) & (numbers["metric"] == metric)]
             places = " / ".join((shown["source"] + ", " + shown["setting"]).unique())
-            notes.append(f"{column.removesuffix(' %')}: arXiv:2104.14294, {places}.")
+            own = " (in brackets the paper's own value)" if sweep.paper_rows else ""
+            notes.append(f"{column.removesuffix(' %')}{own}: arXiv:2104.14294, {places}.")
     cells.index = pd.Index([*_marked(rows, counts), UNTRAINED, PIXELS])
     return Table(cells, _best(table, {"k-NN %": "knn"}), notes, references=2)
 
@@ -230,6 +232,11 @@ def _p(value: float) -> str:
     if pd.isna(value):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _papers(number: str, arm: str | None) -> str:
+    """The paper's number, and its own name of the row if that is another."""
+    return f"{number} ({arm})" if number and arm else number
 
 
 def _markdown_escape(text: str) -> str:

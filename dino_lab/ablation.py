@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ Changes = Mapping[str, Any]
 class Like(str):
     """In place of a value: the baseline's value of the knob with this path, so that a level fits every scale.
 
-    A number may be multiplied; a whole one stays whole.
+    A number may be multiplied; a whole one is rounded down to a whole one.
     """
 
     times: float
@@ -31,7 +32,7 @@ class Like(str):
 
     @property
     def meaning(self) -> str:
-        return f"the baseline's {self}" + (f" x {self.times:g}" if self.times != 1.0 else "")
+        return f"the baseline's {self}" + (f" x {self.times:.3g}" if self.times != 1.0 else "")
 
 
 class TrialOf(str):
@@ -64,6 +65,11 @@ class Axis:
             levels[label] = {knob: value}
         return cls(knob, levels)
 
+    @classmethod
+    def times(cls, knob: str, multiples: Mapping[str, float]) -> Axis:
+        """An axis over multiples of the baseline's value of a knob, by what each level is called."""
+        return cls(knob, {label: {knob: Like(knob, times=times)} for label, times in multiples.items()})
+
 
 @dataclass(frozen=True)
 class Row:
@@ -84,7 +90,7 @@ class LabelledTrial:
     levels: Mapping[str, str]
     trial: Trial
     implied: Mapping[str, Any] = field(default_factory=dict)
-    """Knobs that differ from the baseline because a kind does that the row states."""
+    """Knobs that the baseline has not, or has otherwise, because of a kind or a network's name that the row states."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +105,16 @@ class Ablation:
     published: str | None = None
     fixed: Changes = field(default_factory=dict)
     """Knobs set for every row."""
-    arms: Mapping[str, str] = field(default_factory=dict)
+    paper_rows: Mapping[str, str] = field(default_factory=dict)
     """The paper's name of a row, where the row's label is another."""
+
+    def __post_init__(self) -> None:
+        labels = {row.label for row in self.rows}
+        if unknown := self.paper_rows.keys() - labels:
+            raise KnobError(f"paper_rows: no row is called {', '.join(sorted(unknown))}")
+        names = [self.paper_rows.get(label, label) for label in labels]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise KnobError(f"paper_rows: two rows are the paper's {', '.join(sorted(twice))}")
 
     @classmethod
     def grid(
@@ -110,7 +124,7 @@ class Ablation:
         seeds: Sequence[int] = (0, 1, 2),
         published: str | None = None,
         fixed: Changes | None = None,
-        arms: Mapping[str, str] | None = None,
+        paper_rows: Mapping[str, str] | None = None,
     ) -> Ablation:
         """Every combination of levels; the last axis varies fastest.
 
@@ -126,7 +140,7 @@ class Ablation:
             changes = {k: v for axis in axes for k, v in axis.levels[chosen[axis.name]].items()}
             label = levels[0] if len(axes) == 1 else ", ".join(f"{name} {level}" for name, level in chosen.items())
             rows.append(Row(label, chosen, changes))
-        return cls(tuple(rows), tuple(seeds), published, fixed or {}, arms or {})
+        return cls(tuple(rows), tuple(seeds), published, fixed or {}, paper_rows or {})
 
     @classmethod
     def one_at_a_time(
@@ -136,7 +150,7 @@ class Ablation:
         seeds: Sequence[int] = (0, 1, 2),
         published: str | None = None,
         fixed: Changes | None = None,
-        arms: Mapping[str, str] | None = None,
+        paper_rows: Mapping[str, str] | None = None,
     ) -> Ablation:
         """The baseline as it is, then each level of each axis alone."""
         rows = [Row("baseline", {}, {})]
@@ -144,7 +158,7 @@ class Ablation:
             for level, changes in axis.levels.items():
                 label = level if len(axes) == 1 else f"{axis.name} {level}"
                 rows.append(Row(label, {axis.name: level}, changes))
-        return cls(tuple(rows), tuple(seeds), published, fixed or {}, arms or {})
+        return cls(tuple(rows), tuple(seeds), published, fixed or {}, paper_rows or {})
 
     @property
     def baseline_row(self) -> str:
@@ -185,9 +199,14 @@ class Ablation:
 def _resolved(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
     if isinstance(value, Like):
         if baseline.get(value) is None:
-            raise KnobError(f"like {str(value)!r}: the baseline does not set it")
+            raise KnobError(f"like {str(value)!r}: the baseline does not set it; set it for every row, if it has one")
         found = baseline[value]
-        return found if value.times == 1.0 else type(found)(found * value.times)
+        if value.times == 1.0:
+            return found
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise KnobError(f"like {str(value)!r}: {found!r} of the baseline cannot be multiplied")
+        # A third of 3 is 1, whatever the last bit says.
+        return math.floor(found * value.times + 1e-9) if isinstance(found, int) else found * value.times
     if isinstance(value, TrialOf):
         if value not in ids:
             raise KnobError(f"trial of row {str(value)!r}: no row before it has this label")
@@ -196,19 +215,24 @@ def _resolved(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -
 
 
 def _implied(before: Mapping[str, Any], after: Mapping[str, Any], row: Row) -> dict[str, Any]:
-    """What differs in a row without being stated: only what comes with a kind that is stated, or the row is refused."""
-    differs = {
-        knob: after[knob] for knob in before.keys() & after.keys() - row.changes.keys() if before[knob] != after[knob]
-    }
-    sections = tuple(knob.removesuffix("kind") for knob in row.changes if knob.endswith(".kind"))
+    """What differs in a row without being stated: what comes with a changed kind or name; else the row is refused."""
+    differs = {knob for knob in after.keys() - row.changes.keys() if knob not in before or before[knob] != after[knob]}
+    # A kind, or a network's name, brings its section along; and a section may be stated whole.
+    sections = tuple(f"{knob}." for knob in row.changes.keys() - after.keys())
+    for knob in row.changes:
+        section, _, last = knob.rpartition(".")
+        if last in ("kind", "name") and before.get(knob) != after.get(knob):
+            sections += (f"{section}.",)
     if unstated := sorted(knob for knob in differs if not knob.startswith(sections)):
         raise KnobError(f"row {row.label!r}: differs from the baseline in more than it states: {', '.join(unstated)}")
-    return dict(sorted(differs.items()))
+    return {knob: value for knob, value in after.items() if knob in differs}
 
 
-def meaning(value: Any) -> str:
-    """How a level's value is shown: as `--set` takes it, or what it stands for."""
-    return value.meaning if isinstance(value, Like | TrialOf) else json.dumps(value)
+def meaning(value: Any, resolved: Any = None) -> str:
+    """How a level's value is shown: as `--set` takes it, and what it stands for."""
+    if isinstance(value, Like):
+        return value.meaning if resolved is None else f"{json.dumps(resolved)} ({value.meaning})"
+    return value.meaning if isinstance(value, TrialOf) else json.dumps(value)
 
 
 def _knobs(axis: Axis) -> set[str]:

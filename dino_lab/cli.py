@@ -342,7 +342,7 @@ def _run(
                 note=asked.note,
                 baseline_row=asked.ablation.baseline_row,
                 published=asked.ablation.published,
-                arms=asked.ablation.arms,
+                paper_rows=asked.ablation.paper_rows,
                 lab=asked.lab,
                 concurrency=concurrency,
                 address=address,
@@ -368,8 +368,6 @@ def _exit_code(summary: "Summary") -> int:
 def _report(asked: Asked) -> None:
     from analysis import report
 
-    # The lab also keeps what the experiment asked before its file was changed.
-    trial_ids = {each.trial.identity for each in asked.labelled}
     with _told():
         try:
             folder = report.write(
@@ -377,7 +375,8 @@ def _report(asked: Asked) -> None:
                 asked.name,
                 baseline=asked.baseline_name,
                 overrides=asked.overrides,
-                trial_ids=trial_ids,
+                # The lab also keeps what the experiment asked before its file was changed.
+                asked={(each.row, each.trial.identity) for each in asked.labelled},
             )
         except LookupError as error:
             if isinstance(error, KeyError | IndexError):
@@ -388,8 +387,11 @@ def _report(asked: Asked) -> None:
         print(folder / name)
     from dino_lab.orchestration.folder import status
 
-    # A row of which no trial has begun is in no record, and so in no table.
-    out.print(f"trials: {terminal.counts(status(asked.lab, asked.labelled))}")
+    trials = status(asked.lab, asked.labelled)
+    out.print(f"trials: {terminal.counts(trials)}")
+    begun = {trial.row for trial in trials if trial.state != "waiting"}
+    if missing := [row.label for row in asked.ablation.rows if row.label not in begun]:
+        out.print(f"not in the table, since no trial of it has begun: {', '.join(missing)}", markup=False)
 
 
 @contextlib.contextmanager

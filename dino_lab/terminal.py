@@ -44,12 +44,13 @@ def plan_table(ablation: "Ablation", labelled: "Sequence[LabelledTrial]", trials
     """A row of the ablation a line: what it changes, dim what comes with a changed kind, and its trials."""
     from dino_lab.ablation import meaning  # here, since --help need not wait for pydantic
 
-    implied = {each.row: each.implied for each in labelled}
+    first = {each.row: each for each in reversed(labelled)}
     seeds = dict.fromkeys(trial.seed for trial in trials)
     table = Table("row", "changes", *(f"seed {seed}" for seed in seeds), box=None)
     for row in ablation.rows:
-        changes = [f"{knob} = {meaning(value)}" for knob, value in row.changes.items()]
-        changes += [f"[dim]{knob} = {meaning(value)}[/]" for knob, value in implied[row.label].items()]
+        knobs = first[row.label].trial.flat()
+        changes = [f"{knob} = {meaning(value, knobs.get(knob))}" for knob, value in row.changes.items()]
+        changes += [f"[dim]{knob} = {meaning(value)}[/]" for knob, value in first[row.label].implied.items()]
         text = "\n".join(changes) or "-"
         table.add_row(row.label, text, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
     return table

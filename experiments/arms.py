@@ -28,8 +28,9 @@ PREDICTOR: Changes = {
     "method.predictor.kind": "mlp",
     "method.predictor.hidden_dim": Like("method.head.hidden_dim"),
     "method.predictor.batch_norm": False,
+    "method.predictor.small_start": True,
 }
-"""A student that predicts, and no batch normalisation, as in Table 14's row 3."""
+"""A student that predicts, and no batch normalisation, as in Table 14's row 3; it starts as the head does."""
 
 SWAV: Changes = {
     "method.kind": "swav",

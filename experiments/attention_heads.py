@@ -7,13 +7,11 @@ Command: dino-lab run attention_heads
 Cost: 12 trials on shapes_cpu, about 7 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis, Like
+from dino_lab.ablation import Ablation, Axis
 
-TIMES = {"x1": 1.0, "x4/3": 4 / 3, "x2": 2.0, "x8/3": 8 / 3}
-LEVELS = {level: {"backbone.num_heads": Like("backbone.num_heads", times=times)} for level, times in TIMES.items()}
 ABLATION = Ablation.grid(
-    axes=[Axis("num_heads", LEVELS)],
+    axes=[Axis.times("backbone.num_heads", {"x1": 1.0, "x4/3": 4 / 3, "x2": 2.0, "x8/3": 8 / 3})],
     seeds=[0, 1, 2],
     published="attention_heads",
-    arms={"x1": "6", "x4/3": "8", "x2": "12", "x8/3": "16"},
+    paper_rows={"x1": "6", "x4/3": "8", "x2": "12", "x8/3": "16"},
 )

@@ -90,8 +90,9 @@ _IMAGENET_VITS16_300 = _IMAGENET_VITS16 | {
     "method.head.norm_last_layer": False,
 }
 
-# dino_deitsmall8_pretrain/args.txt as quoted in run.py of github.com/mehdidc/dino: 16 images a GPU. The number of GPUs
-# is not among the arguments; 64 make the paper's batch of 1024 (section 3.2).
+# "vits8" of run.py of github.com/mehdidc/dino: 16 images a GPU. It names no source; its values for two other models are
+# those of the authors' args.txt (see below). The number of GPUs is not among them; 64 make the paper's batch of 1024
+# (section 3.2).
 _IMAGENET_VITS8 = _IMAGENET_VITS16_300 | {
     "backbone.patch_size": 8,
     "epochs": 800,

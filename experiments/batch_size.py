@@ -8,15 +8,13 @@ Command: dino-lab run batch_size
 Cost: 12 trials on shapes_cpu, about 5 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis, Like
+from dino_lab.ablation import Ablation, Axis
 from experiments.arms import NO_MULTICROP
 
-TIMES = {"x1": 1.0, "x1/4": 0.25, "x1/2": 0.5, "x2": 2.0}
-LEVELS = {level: {"batch_size": Like("batch_size", times=times)} for level, times in TIMES.items()}
 ABLATION = Ablation.grid(
-    axes=[Axis("batch_size", LEVELS)],
+    axes=[Axis.times("batch_size", {"x1": 1.0, "x1/4": 0.25, "x1/2": 0.5, "x2": 2.0})],
     seeds=[0, 1, 2],
     published="batch_size",
     fixed=NO_MULTICROP,
-    arms={"x1": "512", "x1/4": "128", "x1/2": "256", "x2": "1024"},
+    paper_rows={"x1": "512", "x1/4": "128", "x1/2": "256", "x2": "1024"},
 )

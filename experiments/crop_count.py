@@ -12,5 +12,5 @@ ABLATION = Ablation.one_at_a_time(
     axes=[Axis("crops", {f"2+{number}": {"crops.local_crops_number": number} for number in (0, 2, 6, 10)})],
     seeds=[0, 1, 2],
     published="crop_count",
-    arms={"2+0": "2x224", "2+2": "2x224+2x96", "2+6": "2x224+6x96", "2+10": "2x224+10x96"},
+    paper_rows={"2+0": "2x224", "2+2": "2x224+2x96", "2+6": "2x224+6x96", "2+10": "2x224+10x96"},
 )

@@ -7,9 +7,11 @@ Command: dino-lab run epochs
 Cost: 9 trials on shapes_cpu, about 18 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis, Like
+from dino_lab.ablation import Ablation, Axis
 
-LEVELS = {f"x{times:g}": {"epochs": Like("epochs", times=times)} for times in (1.0, 3.0, 8.0)}
 ABLATION = Ablation.grid(
-    axes=[Axis("epochs", LEVELS)], seeds=[0, 1, 2], published="epochs", arms={"x1": "100", "x3": "300", "x8": "800"}
+    axes=[Axis.times("epochs", {"x1": 1.0, "x3": 3.0, "x8": 8.0})],
+    seeds=[0, 1, 2],
+    published="epochs",
+    paper_rows={"x1": "100", "x3": "300", "x8": "800"},
 )

@@ -7,13 +7,11 @@ Command: dino-lab run output_dimension
 Cost: 15 trials on shapes_cpu, about 8 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis, Like
+from dino_lab.ablation import Ablation, Axis
 
-TIMES = {"x1": 1.0, "x1/64": 1 / 64, "x1/16": 1 / 16, "x1/4": 0.25, "x4": 4.0}
-LEVELS = {level: {"method.head.out_dim": Like("method.head.out_dim", times=times)} for level, times in TIMES.items()}
 ABLATION = Ablation.grid(
-    axes=[Axis("out_dim", LEVELS)],
+    axes=[Axis.times("method.head.out_dim", {"x1": 1.0, "x1/64": 1 / 64, "x1/16": 1 / 16, "x1/4": 0.25, "x4": 4.0})],
     seeds=[0, 1, 2],
     published="output_dimension",
-    arms={"x1": "65536", "x1/64": "1024", "x1/16": "4096", "x1/4": "16384", "x4": "262144"},
+    paper_rows={"x1": "65536", "x1/64": "1024", "x1/16": "4096", "x1/4": "16384", "x4": "262144"},
 )

@@ -6,10 +6,6 @@ Command: dino-lab run patch_size
 Cost: 6 trials on shapes_cpu, about 8 minutes on 2 cores.
 """
 
-from dino_lab.ablation import Ablation, Axis, Like
+from dino_lab.ablation import Ablation, Axis
 
-LEVELS = {
-    level: {"backbone.patch_size": Like("backbone.patch_size", times=times)}
-    for level, times in {"x1": 1.0, "x1/2": 0.5}.items()
-}
-ABLATION = Ablation.grid(axes=[Axis("patch_size", LEVELS)], seeds=[0, 1, 2])
+ABLATION = Ablation.grid(axes=[Axis.times("backbone.patch_size", {"x1": 1.0, "x1/2": 0.5})], seeds=[0, 1, 2])

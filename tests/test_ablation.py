@@ -8,6 +8,7 @@ from dino_lab.core.settings import KnobError
 from dino_lab.core.trial import Trial
 
 TEMP = Axis.over("method.loss.teacher_temp", [0.02, 0.04, 0.07])
+DIMENSIONS = ("embed_dim", "depth", "num_heads")
 OPERATIONS = Axis("operations", {"both": {}, "centring only": {"method.loss.sharpening": False}})
 
 
@@ -142,8 +143,21 @@ def test_the_published_study_is_kept() -> None:
 
 
 def test_the_papers_names_of_rows_are_kept() -> None:
-    assert Ablation.grid([TEMP], arms={"0.02": "cold"}).arms == {"0.02": "cold"}
-    assert Ablation.one_at_a_time([TEMP]).arms == {}
+    assert Ablation.grid([TEMP], paper_rows={"0.02": "cold"}).paper_rows == {"0.02": "cold"}
+    assert Ablation.one_at_a_time([TEMP]).paper_rows == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"0.03": "cold"}, "no row is called 0.03"),
+        ({"0.02": "cold", "0.04": "cold"}, "two rows are the paper's cold"),
+        ({"0.02": "0.04"}, "two rows are the paper's 0.04"),
+    ],
+)
+def test_the_papers_names_of_rows_are_of_one_row_each(names: dict[str, str], message: str) -> None:
+    with pytest.raises(KnobError, match=message):
+        Ablation.grid([TEMP], paper_rows=names)
 
 
 # ------------------------------------------------------------------------------------------- stated and unstated knobs
@@ -158,6 +172,32 @@ def test_what_comes_with_a_stated_kind_is_told(smoke: Trial) -> None:
     assert "method.head.out_dim" not in byol.implied  # it is stated
     assert "method.teacher.momentum_teacher" not in byol.implied  # it is the baseline's
     assert set(byol.implied) <= {knob for knob in byol.trial.flat() if knob.startswith("method.")}
+
+
+def test_what_a_kind_adds_is_told(smoke: Trial) -> None:
+    axis = Axis("method", {"moco": {"method.kind": "moco", "method.queue_size": 32}})
+    (moco,) = Ablation.grid([axis], seeds=[0]).trials(smoke)
+    assert moco.implied["method.temp"] == 0.2
+    assert "method.queue_size" not in moco.implied
+
+
+def test_another_network_lets_go_of_the_dimensions_of_the_one_before(smoke: Trial) -> None:
+    axis = Axis("backbone", {"as it is": {}, "small": {"backbone.name": "vit_small_patch8_224"}})
+    _, small = Ablation.grid([axis], seeds=[0]).trials(smoke)
+    assert small.implied == dict.fromkeys(["backbone.patch_size", *(f"backbone.{knob}" for knob in DIMENSIONS)])
+
+
+def test_a_section_may_be_stated_whole(smoke: Trial) -> None:
+    loss = smoke.but({"method.loss.teacher_temp": 0.07}).model_dump(mode="json")["method"]["loss"]
+    (row,) = Ablation.grid([Axis("loss", {"hot": {"method.loss": loss}})], seeds=[0]).trials(smoke)
+    assert row.implied == {"method.loss.teacher_temp": 0.07}
+
+
+def test_a_kind_that_stays_brings_nothing_along(smoke: Trial) -> None:
+    baseline = Coupled.of(smoke.model_dump(mode="json"))
+    axis = Axis("parts", {"2": {"method.kind": "dino", "accumulation_steps": 2}})
+    with pytest.raises(KnobError, match="more than it states: batch_size"):
+        Ablation.grid([axis], seeds=[0]).trials(baseline)
 
 
 class Coupled(Trial):
@@ -197,6 +237,13 @@ def test_a_level_may_multiply_the_baselines_value(smoke: Trial) -> None:
     assert (row.trial.epochs, row.trial.optimizer.lr) == (4, 0.05)
 
 
+@pytest.mark.parametrize(("before", "times", "after"), [(3, 4 / 3, 4), (3, 1 / 3, 1), (49, 1 / 49, 1), (3, 1.5, 4)])
+def test_a_multiple_of_a_whole_number_is_rounded_down(before: int, times: float, after: int, smoke: Trial) -> None:
+    axis = Axis.times("epochs", {"so much": times})
+    (row,) = Ablation.grid([axis], seeds=[0]).trials(smoke.but({"epochs": before, "optimizer.warmup_epochs": 0.0}))
+    assert (row.row, row.trial.epochs) == ("so much", after)
+
+
 def test_a_level_may_need_the_trial_of_a_row_before_it_with_the_same_seed(smoke: Trial) -> None:
     frozen = {"method.teacher.kind": "frozen", "method.teacher.checkpoint": TrialOf("cold")}
     axis = Axis("teacher", {"warm": {}, "cold": {"method.loss.teacher_temp": 0.02}, "frozen": frozen})
@@ -214,6 +261,8 @@ def test_a_level_may_need_the_trial_of_a_row_before_it_with_the_same_seed(smoke:
         (TrialOf("later"), "row 'first': trial of row 'later': no row before it has this label"),
         (Like("method.depth"), "row 'first': like 'method.depth': the baseline does not set it"),
         (Like("runtime.data_dir"), "row 'first': like 'runtime.data_dir': the baseline does not set it"),
+        (Like("method.head.batch_norm", times=2), "'method.head.batch_norm': False of the baseline cannot be mult"),
+        (Like("precision", times=2), "'precision': 'f32' of the baseline cannot be multiplied"),
     ],
 )
 def test_a_value_that_stands_for_nothing_is_refused(value: str, message: str, smoke: Trial) -> None:
@@ -224,6 +273,7 @@ def test_a_value_that_stands_for_nothing_is_refused(value: str, message: str, sm
 
 def test_what_a_value_stands_for_is_said() -> None:
     assert meaning(Like("epochs", times=0.5)) == "the baseline's epochs x 0.5"
+    assert meaning(Like("epochs", times=4 / 3), 4) == "4 (the baseline's epochs x 1.33)"
     assert meaning(Like("method.head.out_dim")) == "the baseline's method.head.out_dim"
     assert meaning(TrialOf("supervised")) == "the trial of supervised"
     assert [meaning(value) for value in ("mse", 0.04, None, [1, 2])] == ['"mse"', "0.04", "null", "[1, 2]"]

@@ -89,8 +89,8 @@ def test_every_arm_that_the_paper_has_a_number_for_is_a_row(name: str, numbers: 
         arms = {row["arm"] for row in csv.DictReader(file) if row["study"] == ablation(name).published}
     assert len(arms) == numbers
     asked = ablation(name)
-    assert arms <= {asked.arms.get(row.label, row.label) for row in asked.rows}
-    assert asked.arms.keys() <= {row.label for row in asked.rows}
+    assert arms <= {asked.paper_rows.get(row.label, row.label) for row in asked.rows}
+    assert asked.paper_rows.keys() <= {row.label for row in asked.rows}
 
 
 @pytest.mark.parametrize("name", NAMES)

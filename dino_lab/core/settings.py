@@ -33,6 +33,8 @@ class Settings(BaseModel):
 
     not_identity: ClassVar[frozenset[str]] = frozenset()
     """Fields that should not affect results, left out of `identity`."""
+    let_go: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """By field, others that return to their defaults where it is changed and they are not."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -51,7 +53,7 @@ class Settings(BaseModel):
 
         Knobs are dotted paths. A changed `kind` starts its section from that kind's defaults, but keeps what the
         section had before under the same name, so that a switch changes nothing else: knobs, and sections of the same
-        kind.
+        kind. Another name of a network lets go of the dimensions that were set for the one before.
 
         Raises:
             KnobError: naming every wrong knob, its value and what is allowed.
@@ -69,6 +71,11 @@ class Settings(BaseModel):
                 node.clear()
                 node.update(_carried(before, _of_kind(variants, value)))
             else:
+                if node.get(name) != value:
+                    for variant in variants:
+                        for other in variant.let_go.get(name, ()):
+                            if ".".join([*sections, other]) not in changes:
+                                node[other] = variant.model_fields[other].default
                 node[name] = value
         try:
             changed = self.of(values)

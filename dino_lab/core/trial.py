@@ -10,6 +10,7 @@ from dino_lab.core.diagnostics.collapse import Collapse
 from dino_lab.core.evals.knn import KNN
 from dino_lab.core.methods import MethodSettings
 from dino_lab.core.methods.dino import DINO
+from dino_lab.core.methods.swav import SwAV
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.optimizers import AdamW, OptimizerSettings
 from dino_lab.core.settings import Settings
@@ -83,6 +84,11 @@ class Trial(Settings):
             warms_up = knob.endswith((".warmup_epochs", ".warmup_teacher_temp_epochs"))
             if warms_up and isinstance(value, int | float) and value > self.epochs:
                 wrong.append(f"{knob} = {value}: exceeds epochs = {self.epochs}")
+        if isinstance(self.method, SwAV) and self.method.queue_size and self.method.queue_start_epochs >= self.epochs:
+            wrong.append(
+                f"method.queue_start_epochs = {self.method.queue_start_epochs}: is not before the end, "
+                f"epochs = {self.epochs}, so that method.queue_size = {self.method.queue_size} would do nothing"
+            )
         patch = self.backbone.patch_pixels
         for name in ("global_crops_size", "local_crops_size"):
             size = getattr(self.crops, name)

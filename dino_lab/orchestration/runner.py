@@ -97,7 +97,7 @@ def run(
     note: str,
     baseline_row: str,
     published: str | None,
-    arms: Mapping[str, str],
+    paper_rows: Mapping[str, str],
     lab: Path,
     concurrency: int | None = None,
     address: str | None = None,
@@ -131,7 +131,7 @@ def run(
         unfinished = {trial_id: trial for trial_id, trial in trials.items() if trial_id not in ended}
         mirror = Mirror(
             lab,
-            Sweep(name, baseline_name, overrides, note, baseline_row, published, arms, labelled),
+            Sweep(name, baseline_name, overrides, note, baseline_row, published, paper_rows, labelled),
             tracking_uri=tracking_uri,
         )
         watch = _Watch(lab, status(lab, labelled), mirror, on_progress)

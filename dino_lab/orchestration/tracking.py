@@ -64,7 +64,7 @@ class Sweep:
     note: str
     baseline_row: str
     published: str | None
-    arms: Mapping[str, str]
+    paper_rows: Mapping[str, str]
     labelled: "Sequence[LabelledTrial]"
 
 
@@ -170,7 +170,7 @@ class Mirror:
         tags = key | {
             "dino_lab.baseline_row": sweep.baseline_row,
             "dino_lab.published": sweep.published or "",
-            "dino_lab.arms": json.dumps(dict(sweep.arms)),
+            "dino_lab.paper_rows": json.dumps(dict(sweep.paper_rows)),
             "mlflow.note.content": sweep.note,
         }
         for run in _search(client, [experiment_id], "tags.`dino_lab.kind` = 'ablation'"):

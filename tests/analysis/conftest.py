@@ -101,7 +101,7 @@ def _write_store(lab: Path) -> None:
             "dino_lab.overrides": json.dumps(overrides),
             "dino_lab.baseline_row": "both",
             "dino_lab.published": "",
-            "dino_lab.arms": "{}",
+            "dino_lab.paper_rows": "{}",
             "mlflow.note.content": NOTE,
         }
         return str(client.create_run(experiment, run_name=f"collapse {baseline}", tags=tags).info.run_id)

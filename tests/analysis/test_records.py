@@ -70,16 +70,15 @@ def test_infinity_and_nan_come_back(sweep):
 
 
 def test_only_the_trials_that_are_asked_for_are_read(store):
-    chosen = records.read(
-        store, "collapse", baseline="shapes_cpu", overrides={"epochs": 8}, trial_ids={"00abcdef01", "21abcdef01"}
-    )
+    asked = {("both", "00abcdef01"), ("sharpening only", "21abcdef01"), ("as it was called", "01abcdef01")}
+    chosen = records.read(store, "collapse", baseline="shapes_cpu", overrides={"epochs": 8}, asked=asked)
     assert list(chosen.trials["trial_id"]) == ["00abcdef01", "21abcdef01"]
     assert set(chosen.curves["trial_id"]) == {"00abcdef01", "21abcdef01"}
 
 
 def test_trials_that_were_never_run_are_no_records(store):
     with pytest.raises(LookupError, match="no records of collapse as it is now"):
-        records.read(store, "collapse", baseline="shapes_cpu", overrides={"epochs": 8}, trial_ids={"ffffffffff"})
+        records.read(store, "collapse", baseline="shapes_cpu", overrides={"epochs": 8}, asked={("both", "ffffffffff")})
 
 
 def test_reading_leaves_the_store_as_it_is(lab):

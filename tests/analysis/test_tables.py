@@ -94,8 +94,15 @@ def test_a_published_number_stands_beside_the_row_of_its_name(sweep):
 
 def test_a_row_may_have_another_name_in_the_paper(sweep):
     names = {"x1": "6", "x2": "12"}
-    asked = renamed(sweep, ["x1", "x2", "6"], published="attention_heads", arms=names)
-    assert list(tables.arms_table(asked).cells["paper k-NN %"]) == ["72.8", "73.7", "", "", ""]
+    asked = renamed(sweep, ["x1", "x2", "6"], published="attention_heads", paper_rows=names)
+    table = tables.arms_table(asked)
+    assert list(table.cells["paper k-NN %"]) == ["72.8 (6)", "73.7 (12)", "", "", ""]
+    assert any("k-NN (in brackets the paper's own value): arXiv" in note for note in table.notes)
+
+
+def test_a_row_that_is_another_of_the_papers_has_no_number_of_its_own_label(sweep):
+    asked = renamed(sweep, ["8", "x2", "y"], published="attention_heads", paper_rows={"8": "16"})
+    assert list(tables.arms_table(asked).cells["paper k-NN %"]) == ["73.8 (16)", "", "", "", ""]
 
 
 def test_published_numbers_at_two_settings_both_stand(sweep):

@@ -151,7 +151,7 @@ def test_timm_loads_every_kind_of_backbone(smoke: Trial, name: str, tmp_path: Pa
 
 
 def test_the_tag_of_a_name_is_no_part_of_the_architecture(smoke: Trial, tmp_path: Path) -> None:
-    trial = smoke.but({"backbone.name": "vit_tiny_patch16_224.augreg_in21k"})
+    trial = smoke.but({"backbone.name": "vit_tiny_patch16_224.augreg_in21k", "backbone.patch_size": 8})
     checkpoint = checkpoint_of(trial, method_of(trial), tmp_path / CHECKPOINT)
     export(trial, checkpoint, tmp_path / "folder", form="timm")
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["architecture"] == "vit_tiny_patch16_224"

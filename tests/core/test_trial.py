@@ -53,6 +53,10 @@ SIZE = {"epochs": 2, "data.train_images": 48}
         ({"teacher_temp": 0.1}, r"unknown knob 'teacher_temp'; did you mean 'method\.loss\.teacher_temp'"),
         ({"method.kind": "mae", "backbone.name": "resnet18"}, r"backbone\.name = 'resnet18': .* method\.kind = 'mae'"),
         ({"accumulation_steps": 3}, r"accumulation_steps = 3: must divide batch_size = 8"),
+        (
+            {"method.kind": "swav", "method.queue_size": 8, "method.queue_start_epochs": 2.0},
+            r"method\.queue_start_epochs = 2\.0: is not before the end, epochs = 2, so that method\.queue_size = 8",
+        ),
     ],
 )
 def test_a_trial_that_cannot_be_run_is_refused(smoke: Trial, changes: dict[str, Any], message: str) -> None:

@@ -88,7 +88,7 @@ def main() -> None:
             note="Three fakes.",
             baseline_row="row 0",
             published=None,
-            arms={},
+            paper_rows={},
             lab=arguments.lab,
             on_progress=show,
             train=functools.partial(

@@ -194,7 +194,7 @@ def finished_run(lab: Path, on_progress: Callable[[Progress], None]) -> runner.S
         note="",
         baseline_row="row 0",
         published=None,
-        arms={},
+        paper_rows={},
         lab=lab,
         on_progress=on_progress,
     )

@@ -83,7 +83,7 @@ def test_a_parent_and_a_child_for_each_trial_are_there_before_any_trial_starts(l
     assert parent.data.tags["dino_lab.baseline"] == "smoke"
     assert parent.data.tags["dino_lab.baseline_row"] == "both"
     assert parent.data.tags["dino_lab.published"] == "figure7"
-    assert json.loads(parent.data.tags["dino_lab.arms"]) == {"both": "row 1"}
+    assert json.loads(parent.data.tags["dino_lab.paper_rows"]) == {"both": "row 1"}
     assert parent.data.tags["mlflow.note.content"] == "# Why"
     assert parent.info.status == "RUNNING"
     assert [child.data.tags["dino_lab.trial_id"] for child in children] == IDS

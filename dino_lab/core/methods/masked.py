@@ -138,7 +138,7 @@ class MaskedMethod(SelfDistillation):
 
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, then the centre toward the logits of this step."""
-        super().after_step(now)
+        self.teacher.follow(self.student, now)
         self.settings.operation.move_center(self.center, torch.stack(self._logits_means).mean(dim=0))
         self._logits_means.clear()
 

@@ -21,8 +21,7 @@ class MoCo(Settings):
     """MoCo-v2 with DINO's crops and backbone, as in the paper's comparison.
 
     The head has no batch normalisation, as published; DINO's Table 14 counts batch normalisation in it
-    (`head.batch_norm`), and there it is not shuffled between devices as the source shuffles a ResNet's. Without it the
-    head starts as DINO's, the source's as torch's layers.
+    (`head.batch_norm`), and there it is not shuffled between devices as the source shuffles a ResNet's.
 
     Source: MoCo-v2 (arXiv:2003.04297); MoCo (arXiv:1911.05722), Algorithm 1; DINO (arXiv:2104.14294), Tables 7, 13
     and 14.
@@ -102,7 +101,7 @@ class MoCoMethod(SelfDistillation):
         Crop after crop, the images of all parts together, so that the queue does not depend on the number of parts.
         Of more keys than the queue holds, the newest stay.
         """
-        super().after_step(now)
+        self.teacher.follow(self.student, now)
         keys = torch.cat(self._keys, dim=1).flatten(0, 1)[-len(self.queue) :]
         self._keys.clear()
         rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)

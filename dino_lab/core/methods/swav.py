@@ -24,7 +24,7 @@ class SwAV(Settings):
     """SwAV with DINO's crops and backbone, as in the paper's comparison.
 
     The source's queue serves batches much smaller than the number of prototypes; it is off unless `queue_size` says
-    otherwise, as in the source.
+    otherwise, as in the source, and may be of any length, where the source's is a multiple of the batch.
 
     Source: SwAV (arXiv:2006.09882), section 3; main_swav.py; DINO (arXiv:2104.14294), Tables 7 and 13.
     """
@@ -109,7 +109,7 @@ class SwAVMethod(Method):
         """
         projections = torch.cat(self._projections, dim=1)
         self._projections.clear()
-        if now.step >= self.settings.queue_start_epochs * now.steps_per_epoch and self.settings.queue_size:
+        if self.settings.queue_size and now.step >= self.settings.queue_start_epochs * now.steps_per_epoch:
             self.queue.copy_(torch.cat([projections, self.queue], dim=1)[:, : self.settings.queue_size])
         self._normalize_prototypes()
 

@@ -3,8 +3,8 @@
 import difflib
 import math
 import re
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,10 @@ from dino_lab.core.settings import KnobError, Settings
 class Backbone(Settings):
     """A timm network by name: a plain vision transformer, an XCiT or a ResNet.
 
-    Dimensions that are set replace those of the name; a ResNet has none of them.
+    Dimensions that are set replace those of the name, and are let go with it; a ResNet has none of them.
     """
+
+    let_go: ClassVar[Mapping[str, tuple[str, ...]]] = {"name": ("patch_size", "embed_dim", "depth", "num_heads")}
 
     name: str = "vit_small_patch16_224"
     """timm's name of it."""

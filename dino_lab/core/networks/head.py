@@ -55,6 +55,8 @@ class BottleneckHeadSettings(Settings):
     """Between the linear layers."""
     batch_norm: bool = False
     """Batch normalisation after each hidden linear layer."""
+    small_start: bool = True
+    """Starts the linear layers before the last with weights of std 0.02 and no biases; False as torch's layers."""
     norm_last_layer: bool = True
     """Holds the length of each prototype at 1; False lets it be learned."""
     freeze_last_layer_epochs: float = Field(default=1.0, ge=0)
@@ -63,7 +65,7 @@ class BottleneckHeadSettings(Settings):
     def build(self, embed_dim: int) -> "BottleneckHead":
         widths = [embed_dim, *[self.hidden_dim] * (self.layers_number - 1), self.bottleneck_dim]
         return BottleneckHead(
-            mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small=True),
+            mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small_start=self.small_start),
             self.bottleneck_dim,
             out_dim=self.out_dim,
             norm_last_layer=self.norm_last_layer,
@@ -137,10 +139,12 @@ class MLPHeadSettings(Settings):
     """Between the linear layers."""
     batch_norm: bool = True
     """Batch normalisation after each hidden linear layer."""
+    small_start: bool = False
+    """Starts the linear layers with weights of std 0.02 and no biases, as the paper's head; False as torch's layers."""
 
     def build(self, embed_dim: int) -> "MLPHead":
         widths = [embed_dim, *[self.hidden_dim] * (self.layers_number - 1), self.out_dim]
-        layers = mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small=not self.batch_norm)
+        layers = mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small_start=self.small_start)
         return MLPHead(layers, self.out_dim)
 
 
@@ -203,20 +207,19 @@ class MLPPredictor(Settings):
     """After its hidden layer."""
     batch_norm: bool = True
     """Batch normalisation of its hidden layer."""
+    small_start: bool = False
+    """Starts its layers with weights of std 0.02 and no biases, as the paper's head; False as torch's layers, whose
+    biases are far larger than what the paper's head projects at its start."""
 
     def build(self, projected_dim: int) -> nn.Module:
         widths = [projected_dim, self.hidden_dim, projected_dim]
-        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small=not self.batch_norm)
+        return mlp(widths, activation=self.activation, batch_norm=self.batch_norm, small_start=self.small_start)
 
 
-def mlp(widths: list[int], *, activation: Activation, batch_norm: bool, small: bool) -> nn.Sequential:
+def mlp(widths: list[int], *, activation: Activation, batch_norm: bool, small_start: bool) -> nn.Sequential:
     """Linear layers of these widths, with normalisation and activation after all but the last.
 
-    Small, they start as the reference's: weights of std 0.02, no biases. So does every MLP that nothing normalises, so
-    that a switch of the head changes no scale besides; torch's own biases would also hide the image where they follow
-    the paper's small projection. Behind batch normalisation the scale is the same either way, and the start is torch's.
-
-    Source: vision_transformer.py, DINOHead._init_weights.
+    Source of the small start: vision_transformer.py, DINOHead._init_weights.
     """
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
@@ -224,7 +227,7 @@ def mlp(widths: list[int], *, activation: Activation, batch_norm: bool, small: b
         layers += [nn.Linear(before, after), *norm, nn.GELU() if activation == "gelu" else nn.ReLU()]
     made = nn.Sequential(*layers[: -2 if batch_norm else -1])
     for layer in made:
-        if small and isinstance(layer, nn.Linear):
+        if small_start and isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
     return made

@@ -40,8 +40,8 @@ each_switch = pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_a_predictor_lets_the_student_see_the_image_from_the_start(activation: str) -> None:
     """Torch's own biases would be far larger than what the paper's head projects at its start."""
-    changes = {"predictor.kind": "mlp", "predictor.batch_norm": False, "predictor.activation": activation}
-    student = build(SETTINGS.but(changes)).student
+    changes = {"predictor.kind": "mlp", "predictor.batch_norm": False, "predictor.small_start": True}
+    student = build(SETTINGS.but(changes | {"predictor.activation": activation})).student
     assert student.predictor is not None
     with torch.no_grad():
         projected = student.head.project(student.backbone(batch(0).global_crops[0]))

@@ -39,6 +39,7 @@ from .small import (
 
 K = 12
 SETTINGS = SwAV().but({"head.out_dim": 16, "head.hidden_dim": 32, "prototypes_number": K})
+WITH_QUEUE = SETTINGS.but({"queue_size": B, "queue_start_epochs": 0.0})
 WITHOUT_BATCH_NORM = SETTINGS.but({"head.batch_norm": False})
 
 
@@ -296,18 +297,20 @@ def test_features_are_those_of_the_global_crops() -> None:
     torch.testing.assert_close(swav.loss(crops, now()).features, features)
 
 
-def test_the_loss_changes_no_state() -> None:
-    swav = method()
+@pytest.mark.parametrize("settings", [SETTINGS, WITH_QUEUE], ids=["no queue", "queue"])
+def test_the_loss_changes_no_state(settings: SwAV) -> None:
+    swav = method(settings)
+    swav.loss(batch(1), now())
+    swav.after_step(now())
     before = state(swav, without=STATISTICS)
     first, second = (swav.loss(batch(0), now()).loss for _ in range(2))
     assert same(state(swav, without=STATISTICS), before)
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("queue_size", [0, B])
-def test_resumed_from_its_state_it_ends_at_the_same_bits(queue_size: int) -> None:
+@pytest.mark.parametrize("settings", [SETTINGS, WITH_QUEUE], ids=["no queue", "queue"])
+def test_resumed_from_its_state_it_ends_at_the_same_bits(settings: SwAV) -> None:
     dropped = BACKBONE.but({"drop_path_rate": 0.5})
-    settings = SETTINGS.but({"queue_size": queue_size, "queue_start_epochs": 0.0})
     whole, half, resumed = (method(settings, dropped) for _ in range(3))
     take_steps(whole, torch.optim.AdamW(whole.student.parameters()), range(6))
     first, second = (torch.optim.AdamW(each.student.parameters()) for each in (half, resumed))
@@ -318,19 +321,24 @@ def test_resumed_from_its_state_it_ends_at_the_same_bits(queue_size: int) -> Non
     assert same(state(resumed), state(whole))
 
 
-def test_measuring_changes_no_state() -> None:
+@pytest.mark.parametrize("settings", [SETTINGS, WITH_QUEUE], ids=["no queue", "queue"])
+def test_measuring_changes_no_state(settings: SwAV) -> None:
     ends = []
     for measured in (True, False):
-        swav = method()
+        swav = method(settings)
         take_steps(swav, torch.optim.AdamW(swav.student.parameters()), range(3), measured=measured)
         ends.append(state(swav))
     assert same(*ends)
     assert method().loss(batch(0), now(measured=False)).measures == {}
 
 
-def test_in_bf16_the_loss_is_float32_and_still_entropy_plus_kl() -> None:
+@pytest.mark.parametrize("settings", [SETTINGS, WITH_QUEUE], ids=["no queue", "queue"])
+def test_in_bf16_the_loss_is_float32_and_still_entropy_plus_kl(settings: SwAV) -> None:
+    swav = method(settings)
     with torch.autocast("cpu", torch.bfloat16):
-        outcome = method().loss(batch(0), now())
+        swav.loss(batch(1), now())
+        swav.after_step(now())
+        outcome = swav.loss(batch(0), now())
     assert outcome.loss.dtype == outcome.features.dtype == outcome.targets.dtype == torch.float32
     parts = outcome.measures[records.TEACHER_ENTROPY] + outcome.measures[records.KL]
     assert float(parts) == pytest.approx(outcome.loss.item(), abs=1e-5)

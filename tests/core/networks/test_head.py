@@ -207,9 +207,9 @@ def test_an_mlp_head_has_its_widths_and_starts_as_torchs_layers(layers_number: i
 
 
 @pytest.mark.parametrize("kind", [MLPHeadSettings, MLPPredictor])
-def test_without_normalisation_an_mlp_starts_as_the_papers_head(kind: type[MLPHeadSettings | MLPPredictor]) -> None:
+def test_an_mlp_may_start_as_the_papers_head(kind: type[MLPHeadSettings | MLPPredictor]) -> None:
     torch.manual_seed(0)
-    built = kind(hidden_dim=500, batch_norm=False).build(300)
+    built = kind(hidden_dim=500, small_start=True).build(300)
     linears = [layer for layer in built.modules() if isinstance(layer, nn.Linear)]
     assert len(linears) == 2
     for linear in linears:
@@ -292,6 +292,6 @@ def test_heads_built_under_one_seed_are_the_same(settings: Any) -> None:
 
 def test_an_mlp_of_no_hidden_layer_is_a_linear_layer() -> None:
     for batch_norm in (True, False):
-        assert [type(layer) for layer in mlp([3, 2], activation="relu", batch_norm=batch_norm, small=True)] == [
+        assert [type(layer) for layer in mlp([3, 2], activation="relu", batch_norm=batch_norm, small_start=True)] == [
             nn.Linear
         ]
