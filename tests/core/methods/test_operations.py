@@ -39,6 +39,15 @@ def plain_sinkhorn(x: np.ndarray, tau: float, iterations: int) -> np.ndarray:
     return x
 
 
+def plain_softmax_batch(x: np.ndarray, tau: float) -> np.ndarray:
+    """x is n by K. For each prototype a softmax over the images; then each image's shares are made to sum to 1."""
+    n, k = x.shape
+    shares = np.array(
+        [[math.exp(x[i, j] / tau) / sum(math.exp(x[r, j] / tau) for r in range(n)) for j in range(k)] for i in range(n)]
+    )
+    return np.array([row / sum(row) for row in shares])
+
+
 # ------------------------------------------------------------------------------------------------------- sinkhorn
 
 
@@ -76,6 +85,8 @@ def test_softmax_over_the_batch_is_sinkhorn_of_one_iteration() -> None:
             ours = SoftmaxBatch().targets(logits(0.1, seed=seed), zero(), teacher_temp)
             theirs = Sinkhorn(iterations=1).targets(logits(0.1, seed=seed), zero(), teacher_temp)
             torch.testing.assert_close(ours, theirs)
+            plain = plain_softmax_batch(logits(0.1, seed=seed).view(G * B, K).numpy(), teacher_temp)
+            torch.testing.assert_close(ours, torch.from_numpy(plain).view(G, B, K), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("teacher_temp", [0.01, 0.04, 0.07])
@@ -86,6 +97,8 @@ def test_softmax_over_the_batch_is_sinkhorn_of_one_iteration_where_an_image_is_f
     x[0, 0] -= 2  # as far as a cosine can be from the others'
     ours = SoftmaxBatch().targets(x, zero(torch.float32), teacher_temp)
     torch.testing.assert_close(ours, Sinkhorn(iterations=1).targets(x, zero(torch.float32), teacher_temp))
+    plain = plain_softmax_batch(x.double().view(G * B, K).numpy(), teacher_temp)
+    torch.testing.assert_close(ours.double(), torch.from_numpy(plain).view(G, B, K), rtol=1e-4, atol=1e-6)
 
 
 @each_of_the_batch
