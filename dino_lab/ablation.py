@@ -89,7 +89,9 @@ class LabelledTrial:
     seed: int
     levels: Mapping[str, str]
     trial: Trial
-    implied: Mapping[str, Any] = field(default_factory=dict)
+    changes: Changes = field(default_factory=dict)
+    """What the row sets, each value as it came out."""
+    implied: Changes = field(default_factory=dict)
     """Knobs that the baseline has not, or has otherwise, because of a kind or a network's name that the row states."""
 
 
@@ -187,12 +189,13 @@ class Ablation:
             values, ids = start.flat(), dict[str, str]()
             for index, row in enumerate(self.rows):
                 try:
-                    trial = start.but({knob: _resolved(value, values, ids) for knob, value in row.changes.items()})
+                    changes = {knob: _resolved(value, values, ids) for knob, value in row.changes.items()}
+                    trial = start.but(changes)
                 except KnobError as error:
                     raise KnobError(f"row {row.label!r}: {error}") from None
                 implied = _implied(values, trial.flat(), row)
                 ids[row.label] = trial.identity
-                labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial, implied))
+                labelled.append(LabelledTrial(row.label, index, seed, row.levels, trial, changes, implied))
         return labelled
 
 

@@ -103,23 +103,16 @@ def plan(
     left = {trial.trial_id for trial in trials if trial.is_open or trial.state == "failed"}
     ended = [trial.seconds for trial in trials if trial.seconds and trial.trial_id not in left]
     seconds = sum(ended) / len(ended) * len(left) if ended else None
+    # Values that stand for others as they are with the first seed.
+    first = {each.row: each for each in reversed(asked.labelled)}
     if as_json:
-        # Values that stand for others as they are with the first seed.
-        knobs = {each.row: each.trial.flat() for each in reversed(asked.labelled)}
-        implied = {each.row: each.implied for each in asked.labelled}
-        rows = [
-            {
-                "row": row.label,
-                "changes": {knob: knobs[row.label][knob] for knob in row.changes},
-                "implied": implied[row.label],
-            }
-            for row in asked.ablation.rows
-        ]
+        in_order = [first[row.label] for row in asked.ablation.rows]
+        rows = [{"row": each.row, "changes": each.changes, "implied": each.implied} for each in in_order]
         work = {"left": len(left), "seconds_left": seconds}
         _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
         return
     out.print(asked.note, "\n", markup=False)
-    out.print(terminal.plan_table(asked.ablation, asked.labelled, trials))
+    out.print(terminal.plan_table(asked.ablation, first, trials))
     cost = "time unknown until one has ended" if seconds is None else f"about {terminal.duration(seconds)} one by one"
     out.print(f"\n{len(trials)} trials on {baseline}, {len(left)} to do: {cost}")
     _print_next(f"run {name}", _options(changes, baseline, seeds, lab))

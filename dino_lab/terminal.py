@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
@@ -40,17 +40,19 @@ def following(out: Console) -> Iterator[Show]:
         yield _InPlace(live)
 
 
-def plan_table(ablation: "Ablation", labelled: "Sequence[LabelledTrial]", trials: "Sequence[TrialStatus]") -> Table:
-    """A row of the ablation a line: what it changes, dim what comes with a changed kind, and its trials."""
+def plan_table(ablation: "Ablation", first: "Mapping[str, LabelledTrial]", trials: "Sequence[TrialStatus]") -> Table:
+    """A row of the ablation a line: what it changes, dim what comes with a changed kind, and its trials.
+
+    `first` has a trial of each row, whose values are shown.
+    """
     from dino_lab.ablation import meaning  # here, since --help need not wait for pydantic
 
-    first = {each.row: each for each in reversed(labelled)}
     seeds = dict.fromkeys(trial.seed for trial in trials)
     table = Table("row", "changes", *(f"seed {seed}" for seed in seeds), box=None)
     for row in ablation.rows:
-        knobs = first[row.label].trial.flat()
-        changes = [f"{knob} = {meaning(value, knobs.get(knob))}" for knob, value in row.changes.items()]
-        changes += [f"[dim]{knob} = {meaning(value)}[/]" for knob, value in first[row.label].implied.items()]
+        made = first[row.label]
+        changes = [f"{knob} = {meaning(value, made.changes[knob])}" for knob, value in row.changes.items()]
+        changes += [f"[dim]{knob} = {meaning(value)}[/]" for knob, value in made.implied.items()]
         text = "\n".join(changes) or "-"
         table.add_row(row.label, text, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
     return table

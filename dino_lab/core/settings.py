@@ -60,7 +60,7 @@ class Settings(BaseModel):
         """
         values = self.model_dump(mode="json")
         wrong: list[str] = []
-        # Kinds first, outer ones before inner ones: the other changes of a section are meant for its new kind.
+        # Kinds and names first, outer ones before inner ones: other changes of a section are meant for what it becomes.
         for path, value in sorted(changes.items(), key=lambda item: _place(item[0])):
             *sections, name = path.split(".")
             node, variants = _section(type(self), values, sections)
@@ -72,10 +72,7 @@ class Settings(BaseModel):
                 node.update(_carried(before, _of_kind(variants, value)))
             else:
                 if node.get(name) != value:
-                    for variant in variants:
-                        for other in variant.let_go.get(name, ()):
-                            if ".".join([*sections, other]) not in changes:
-                                node[other] = variant.model_fields[other].default
+                    node.update(_let_go(variants, name))
                 node[name] = value
         try:
             changed = self.of(values)
@@ -150,6 +147,13 @@ def _carried(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     }
 
 
+def _let_go(variants: Iterable[type[Settings]], name: str) -> dict[str, Any]:
+    """What is left of the fields that are let go with this one: their defaults."""
+    return {
+        other: variant.model_fields[other].default for variant in variants for other in variant.let_go.get(name, ())
+    }
+
+
 def _kind(variant: type[Settings]) -> Any:
     """The name of a section's kind; None for a section that has one kind alone."""
     field = variant.model_fields.get("kind")
@@ -157,8 +161,8 @@ def _kind(variant: type[Settings]) -> Any:
 
 
 def _place(path: str) -> tuple[bool, int]:
-    """Where a change is in turn: kinds before other knobs, outer ones before inner ones."""
-    return not path.endswith("kind"), path.count(".")
+    """Where a change is in turn: kinds and names before other knobs, outer ones before inner ones."""
+    return path.rpartition(".")[2] not in ("kind", "name"), path.count(".")
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Knob]]:

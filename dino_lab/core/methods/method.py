@@ -1,5 +1,6 @@
 """What the trainer asks of a method, and what it tells it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,7 +54,7 @@ class Outcome:
     measures: dict[str, float | Tensor] = field(default_factory=dict)
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A way to train a student. Only `after_step` changes state; all of it is in `state_dict`."""
 
     student: nn.Module
@@ -63,9 +64,9 @@ class Method(nn.Module):
         super().__init__()
         self.student = student
 
+    @abstractmethod
     def loss(self, batch: Batch, now: Now) -> Outcome:
         """Of one batch, or of one of several parts of a step's batch, which are then called in turn."""
-        raise NotImplementedError
 
     def after_step(self, now: Now) -> None:
         """After the optimiser has moved the student."""

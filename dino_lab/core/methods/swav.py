@@ -43,7 +43,6 @@ class SwAV(Settings):
     """Temperature of the codes before they are evened out."""
     iterations: int = Field(default=3, ge=1)
     """Times that Sinkhorn-Knopp evens prototypes and images in turn."""
-
     queue_size: int = Field(default=0, ge=0)
     """Images of earlier steps whose projections are evened out together with a batch's, for each global crop."""
     queue_start_epochs: float = Field(default=15.0, ge=0)
