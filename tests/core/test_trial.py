@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dino_lab.core.checkpoint import CHECKPOINT
 from dino_lab.core.methods.dino import DINO
 from dino_lab.core.methods.losses import CrossEntropy
 from dino_lab.core.settings import KnobError, Settings
@@ -179,6 +180,29 @@ def test_every_knob_is_read(switch: str, smoke: Trial, tmp_path: Path, monkeypat
     # A verdict is on distributions or on vectors, and has bounds for both.
     judged = isinstance(getattr(trial.method, "loss", None), CrossEntropy) or trial.method.kind == "swav"
     assert never == (ON_VECTORS if judged else ON_DISTRIBUTIONS)
+
+
+@pytest.mark.parametrize(
+    ("taught_by", "changes", "knob", "unused"),
+    [
+        ({"method.kind": "supervised"}, {"method.kind": "distillation"}, "method.checkpoint", ON_DISTRIBUTIONS),
+        ({}, {"method.teacher.kind": "frozen"}, "method.teacher.checkpoint", ON_VECTORS),
+    ],
+    ids=["distillation", "frozen"],
+)
+def test_every_knob_is_read_where_a_trained_teacher_is_needed(
+    taught_by: dict[str, str],
+    changes: dict[str, str],
+    knob: str,
+    unused: set[str],
+    smoke: Trial,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "teacher").mkdir()
+    list(train(switched(smoke, taught_by), workdir=tmp_path / "teacher"))
+    trial = switched(smoke, changes | {knob: str(tmp_path / "teacher" / CHECKPOINT)})
+    assert unread(trial, tmp_path, monkeypatch) - READ_BY_THE_RUNNER == unused
 
 
 class WithDeadKnob(DINO):
