@@ -1,6 +1,7 @@
-"""Batches of crops by step: what a loader hands to the trainer, alike for any number of workers."""
+"""Batches by step: what a loader hands to the trainer, alike for any number of workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,25 +9,33 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dino_lab.core.data.crops import Crops, multi_crop
+from dino_lab.core.data.crops import Crops, multi_crop, whole
+from dino_lab.core.data.images import ImageSet
 from dino_lab.core.data.random import order
-from dino_lab.core.data.sources import ImageSet
+
+_CHUNK = 64
+"""Images whose crops a processor makes at once: few enough that they stay in its cache."""
+_WHOLE_IMAGES = 256
+"""Images that are evaluated at once."""
 
 
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Step -> the crops of its images, and their classes.
+    """Step -> the crops of its images, and their classes, -1 where nobody labelled them.
 
-    The last images of an epoch that do not fill a batch are left out.
+    The last images of an epoch that do not fill a batch are left out. Crops are made on `device`, of images that are
+    kept at one size.
     """
 
-    def __init__(self, images: ImageSet, *, batch_size: int, seed: int, crops: Crops) -> None:
-        if batch_size > len(images.images):
-            raise ValueError(f"batch_size = {batch_size}: exceeds the {len(images.images)} images of {images.name}")
-        self.images, self.labels = images.images, images.labels["class"]
+    def __init__(self, images: ImageSet, *, batch_size: int, seed: int, crops: Crops, device: torch.device) -> None:
+        if batch_size > len(images):
+            raise ValueError(f"batch_size = {batch_size}: exceeds the {len(images)} images of {images.name}")
+        self.images = images
+        self.labels = images.labels.get("class", torch.full((len(images),), -1))
         self.batch_size = batch_size
         self.seed = seed
         self.crops = crops
-        self.steps_per_epoch = len(self.images) // batch_size
+        self.device = device
+        self.steps_per_epoch = len(images) // batch_size
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(
@@ -36,18 +45,47 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if epoch != self._epoch:  # sorting all images once an epoch, not once a step
             self._epoch, self._order = epoch, order(self.seed, epoch, len(self.images))
         indices = self._order[place * self.batch_size :][: self.batch_size]
-        chosen = torch.from_numpy(indices)
-        crops = multi_crop(self.images[chosen], indices, seed=self.seed, epoch=epoch, crops=self.crops)
-        return *crops, self.labels[chosen]
+        chunk = _CHUNK if self.device.type == "cpu" else self.batch_size
+        parts = [self._crops(indices[start : start + chunk], epoch) for start in range(0, len(indices), chunk)]
+        global_crops, local_crops = (torch.cat(crops, dim=1) for crops in zip(*parts, strict=True))
+        return global_crops, local_crops, self.labels[torch.from_numpy(indices)]
+
+    def _crops(
+        self, indices: Int64[np.ndarray, "b"], epoch: int
+    ) -> tuple[Float[Tensor, "G b 3 S S"], Float[Tensor, "L b 3 s s"]]:
+        images = self.images.images(indices)
+        if isinstance(images, Tensor) and self.crops.backend != "per_image":
+            images = images.to(self.device)
+        return multi_crop(images, indices, seed=self.seed, epoch=epoch, crops=self.crops)
 
     def load(self, steps: range, *, loader_workers: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The batches of these steps in order, made by this many processes ahead of time, or here if 0."""
-        loader: DataLoader[tuple[Tensor, Tensor, Tensor]] = DataLoader(
-            self,
-            batch_size=None,
-            sampler=steps,
-            num_workers=loader_workers,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # or it would draw from the caller's
-        )
-        return iter(loader)
+        return _loaded(self, steps, loader_workers, pinned=self.device.type == "cpu")
+
+
+class Wholes(Dataset[Tensor]):
+    """Whole images as they are evaluated, some hundreds at a time."""
+
+    def __init__(self, images: ImageSet, size: int) -> None:
+        self.images = images
+        self.size = size
+        self.chunks = np.array_split(np.arange(len(images)), max(1, -(-len(images) // _WHOLE_IMAGES)))
+
+    def __getitem__(self, chunk: int) -> Float[Tensor, "b 3 size size"]:
+        return whole(self.images.images(self.chunks[chunk]), self.size)
+
+    def load(self, *, loader_workers: int) -> Iterator[Tensor]:
+        """All of them in order, made by this many processes ahead of time, or here if 0."""
+        return _loaded(self, range(len(self.chunks)), loader_workers, pinned=True)
+
+
+def _loaded(dataset: Dataset[Any], sampler: Iterable[int], loader_workers: int, *, pinned: bool) -> Iterator[Any]:
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=loader_workers,
+        pin_memory=pinned and torch.cuda.is_available(),
+        generator=torch.Generator(),  # or it would draw from the caller's
+    )
+    return iter(loader)

@@ -66,6 +66,14 @@ class ShapesKnobs(Settings):
     """Strength of the light's gain and gradient: at 1, the gradient is up to a factor of four from side to side."""
     noise: float = Field(default=0.03, ge=0, le=0.5)
     """Standard deviation of the noise of each pixel and channel; black is 0, white is 1."""
+    color_predicts_class: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a training image has the colour of its class, else any; class k's is k modulo colors_number, so
+    with more classes than colours some share one."""
+    background_predicts_class: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a training image has the background of its class, else any; class k's is k modulo
+    backgrounds_number, so with more classes than backgrounds some share one."""
+    class_imbalance: float = Field(default=1.0, ge=1, le=1000)
+    """How many times as many training images the first class has as the last; those between fall off exponentially."""
 
     @model_validator(mode="after")
     def _scale_in_order(self) -> "ShapesKnobs":
@@ -73,6 +81,20 @@ class ShapesKnobs(Settings):
         if not 0.1 <= smallest <= largest <= 0.6:
             raise ValueError(f"shape_scale = {list(self.shape_scale)}: must be [smallest, largest] within 0.1 and 0.6")
         return self
+
+    @model_validator(mode="after")
+    def _class_predicted_by_another_factor(self) -> "ShapesKnobs":
+        for factor, probability in self.biases().items():
+            if probability > 0 and factor == self.class_factor:
+                raise ValueError(
+                    f"data.{factor}_predicts_class = {probability}: with data.class_factor = {factor!r} "
+                    f"the {factor} is the class; must be 0, or the class another factor"
+                )
+        return self
+
+    def biases(self) -> dict[str, float]:
+        """The factors that may predict the class in training, each with the probability that it does."""
+        return {"color": self.color_predicts_class, "background": self.background_predicts_class}
 
     def factor_names(self) -> dict[str, tuple[str, ...]]:
         """The names of the values of each factor, in the order of their labels."""
@@ -108,12 +130,34 @@ def draw(knobs: ShapesKnobs, split: Split, images_number: int) -> Drawn:
 
 
 def draw_labels(knobs: ShapesKnobs, split: Split, images_number: int) -> dict[str, Int64[np.ndarray, "N"]]:
-    """Labels of the first images of a split: each run of n images holds each of a factor's n values once."""
+    """Labels of the first images of a split: each run of n images holds each of a factor's n values once.
+
+    Knobs may skew the training split: classes with a long tail, factors that predict the class. The test split stays
+    balanced and its factors independent, so that what is learned from such a factor alone is worth nothing there.
+
+    The long tail holds in expectation: each image's class is drawn, and a rare class may have none.
+
+    Source: of the long tail, Cui et al. (arXiv:1901.05555), section 5.1.
+    """
+    names_of = knobs.factor_names()
     labels = {}
-    for purpose, (factor, names) in enumerate(knobs.factor_names().items()):
+    for purpose, (factor, names) in enumerate(names_of.items()):
         runs_number = math.ceil(images_number / len(names))
         order = _stream(knobs, split, purpose=purpose).random((runs_number, len(names))).argsort(axis=1)
         labels[factor] = order.reshape(-1)[:images_number].astype(np.int64)
+    if split == "test":
+        return labels
+
+    # Streams of their own, numbered after those of the factors and of the images: nothing else is drawn otherwise.
+    if knobs.class_imbalance > 1:
+        places = np.linspace(0, 1, len(names_of[knobs.class_factor]))
+        shares = knobs.class_imbalance**-places
+        borders = shares.cumsum()[:-1] / shares.sum()
+        numbers = _stream(knobs, split, purpose=len(FACTORS) + 1).random(images_number)
+        labels[knobs.class_factor] = np.searchsorted(borders, numbers, side="right")
+    for purpose, (factor, probability) in enumerate(knobs.biases().items(), start=len(FACTORS) + 2):
+        follows = _stream(knobs, split, purpose=purpose).random(images_number) < probability
+        labels[factor] = np.where(follows, labels[knobs.class_factor] % len(names_of[factor]), labels[factor])
     return labels
 
 
