@@ -1,6 +1,7 @@
 """Baselines: whole trials that experiments start from, by name; --baseline chooses one."""
 
 from dino_lab.core.trial import Trial
+from experiments import views
 
 _SHAPES_CPU = {
     # How many steps decides what is learned: small batches give most for a minute of one core.
@@ -19,12 +20,12 @@ _SHAPES_CPU = {
     "crops.global_crops_size": 32,
     "crops.local_crops_size": 16,
     "crops.local_crops_number": 4,
-    "crops.local_crops_scale": [0.15, 0.4],
+    "crops.local.scale": [0.15, 0.4],
     # What the reference's crops take from colour is given back.
-    "crops.hue": 0.05,
-    "crops.grayscale_probability": 0.0,
-    # The reference's blur, made for 224 px, would leave nothing of crops this small.
-    "crops.blur_probability": [0.0, 0.0, 0.0],
+    **views.of(views.ALL, {"hue": 0.05, "grayscale_probability": 0.0}),
+    # The reference's blur, made for 224 px, would leave nothing of crops this small; where it is turned on again, it
+    # is as strong relative to the crop.
+    **views.of(views.ALL, {"blur_probability": 0.0, "blur_sigma": [0.1, 0.3]}),
     "optimizer.lr": 0.032,
     "optimizer.warmup_epochs": 1.0,
     "method.head.freeze_last_layer_epochs": 0.2,
@@ -116,8 +117,8 @@ _IMAGENET_VITB16 = _IMAGENET_VITS16_300 | {
     "optimizer.lr": 0.00075,
     "optimizer.min_lr": 2e-6,
     "optimizer.clip_grad": 0.3,
-    "crops.global_crops_scale": [0.25, 1.0],
-    "crops.local_crops_scale": [0.05, 0.25],
+    **views.of(views.GLOBAL, {"scale": [0.25, 1.0]}),
+    "crops.local.scale": [0.05, 0.25],
     "crops.local_crops_number": 10,
 }
 
@@ -138,7 +139,7 @@ _CIFAR10_VIT_TINY = {
     "crops.local_crops_size": 16,
     "crops.local_crops_number": 6,
     # As strong relative to the crop as the reference's 2 pixels to 224.
-    "crops.blur_sigma": [0.1, 0.3],
+    **views.of(views.ALL, {"blur_sigma": [0.1, 0.3]}),
     "runtime.device": "cuda",
     "runtime.gpus": 1.0,
 }
@@ -169,8 +170,8 @@ BASELINES = {
             "optimizer.lr": 0.03,
             "optimizer.weight_decay": 1e-4,
             "optimizer.weight_decay_end": 1e-4,
-            "crops.global_crops_scale": [0.14, 1.0],
-            "crops.local_crops_scale": [0.05, 0.14],
+            **views.of(views.GLOBAL, {"scale": [0.14, 1.0]}),
+            "crops.local.scale": [0.05, 0.14],
         }
     ),
 }

@@ -38,20 +38,26 @@ def ablation(name: str) -> Ablation:
     return found
 
 
-def test_every_ablation_of_the_paper_is_there() -> None:
+def test_every_ablation_of_the_paper_and_of_data_is_there() -> None:
     assert set(NAMES) >= {
         "attention_heads",
+        "augmentation",
         "batch_size",
         "center_momentum",
         "centering_operation",
         "collapse",
+        "color_bias",
         "components",
         "crop_count",
+        "crop_scale",
+        "data_sets",
+        "data_size",
         "dino_to_byol_moco",
         "epochs",
         "head_activation",
         "head_batchnorm",
         "head_depth_l2",
+        "local_crop_size",
         "methods",
         "momentum_teacher",
         "multicrop_by_framework",
@@ -80,6 +86,7 @@ def test_every_ablation_of_the_paper_is_there() -> None:
         ("attention_heads", 4),
         ("batch_size", 4),
         ("crop_count", 4),
+        ("crop_scale", 5),
         ("epochs", 3),
         ("output_dimension", 5),
     ],

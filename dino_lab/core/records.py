@@ -49,6 +49,8 @@ WEIGHT_DECAY = "schedule/weight_decay"
 MOMENTUM_TEACHER = "schedule/momentum_teacher"
 TEACHER_TEMP = "schedule/teacher_temp"
 IMAGES_PER_SECOND = "runtime/images_per_second"
+TRAIN_MINUTES = "runtime/train_minutes"
+PEAK_MEMORY = "runtime/peak_memory_mib"
 KNN = "eval/knn_top1"
 STUDENT_KNN = "eval/student_knn_top1"
 PIXELS_KNN = "eval/pixels_knn_top1"
@@ -57,7 +59,7 @@ FACTOR_KNN = "factor/knn_top1_"
 FACTOR_PIXELS_KNN = "factor/pixels_knn_top1_"
 """Prefix; the name of the factor follows."""
 
-TIMINGS = frozenset({IMAGES_PER_SECOND})
+TIMINGS = frozenset({IMAGES_PER_SECOND, TRAIN_MINUTES, PEAK_MEMORY})
 """Names whose values differ from run to run; all others are the same bits for the same trial on CPU."""
 
 METRICS = {
@@ -84,6 +86,8 @@ METRICS = {
         Metric(MOMENTUM_TEACHER, "1", "neither", "weight of the old teacher in its update"),
         Metric(TEACHER_TEMP, "1", "neither", "teacher temperature of this epoch"),
         Metric(IMAGES_PER_SECOND, "images/s", "higher", "training images a second since the last record"),
+        Metric(TRAIN_MINUTES, "min", "lower", "time in the training steps so far, over all attempts"),
+        Metric(PEAK_MEMORY, "MiB", "lower", "largest memory of the trial's process so far; on CUDA, of the device"),
         Metric(
             KNN,
             "%",

@@ -196,7 +196,13 @@ def _explain(error: ValidationError, known: set[str]) -> str:
         elif problem["type"] == "extra_forbidden":
             lines.append(f"unknown knob {path!r}{_did_you_mean(path, known)}")
         elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
+            said = str(problem["ctx"]["error"])
+            # Of one knob, it says what is allowed; of a whole section, it names the knobs itself.
+            lines.append(f"{path} = {problem['input']!r}: {said}" if path in known else said)
+        elif problem["type"] == "missing":
+            lines.append(f"{path}: has no default; must be set")
+        elif problem["type"] == "union_tag_invalid":
+            lines.append(f"{path}.kind = {problem['ctx']['tag']!r}: allowed are {problem['ctx']['expected_tags']}")
         else:
             lines.append(f"{path} = {problem['input']!r}: {problem['msg'].lower()}")
     return "\n".join(lines)

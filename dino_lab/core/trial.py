@@ -1,11 +1,11 @@
 """Trial: every Settings put together, and the rules that hold across sections."""
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dino_lab.core.data.crops import Crops
-from dino_lab.core.data.sources import DataSettings, Shapes
+from dino_lab.core.data.sources import AnyData, DataSettings, Shapes
 from dino_lab.core.diagnostics.collapse import Collapse
 from dino_lab.core.evals.knn import KNN
 from dino_lab.core.methods import MethodSettings
@@ -16,9 +16,18 @@ from dino_lab.core.optimizers import AdamW, OptimizerSettings
 from dino_lab.core.settings import Settings
 
 
+class SameData(Settings):
+    """The data set that is trained on."""
+
+    kind: Literal["same"] = "same"
+    """Which data set."""
+
+
 class Evals(Settings):
     """What is evaluated, and when: at the start, every few epochs, and at the end."""
 
+    data: Annotated[SameData | AnyData, Field(discriminator="kind")] = SameData()
+    """Whose images are told apart: the same as in training, or those of another data set."""
     every_epochs: int = Field(default=10, ge=1)
     """Epochs between evaluations."""
     knn: KNN = KNN()
@@ -37,13 +46,13 @@ class Runtime(Settings):
     memory_gib: float = Field(default=0.0, ge=0)
     """Memory that a trial is booked with, GiB; 0 books none."""
     loader_workers: int = Field(default=0, ge=0)
-    """Processes that make crops ahead; 0 makes them in the trial's own."""
+    """Processes that make crops ahead; 0 makes them in the trial's own, of images kept at one size on its device."""
     log_period_steps: int = Field(default=50, ge=1)
     """Steps between records."""
     checkpoint_period_steps: int = Field(default=500, ge=1)
     """Steps between checkpoints."""
     data_dir: str | None = None
-    """Where drawn data sets are kept; None keeps them in the trial's own folder."""
+    """Where data sets are kept; None keeps them in the trial's own folder."""
 
 
 class Trial(Settings):
@@ -75,7 +84,7 @@ class Trial(Settings):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         wrong = []
-        images = self.data.train_images
+        images = self.data.known_train_images
         if images is not None and self.batch_size > images:
             wrong.append(f"batch_size = {self.batch_size}: exceeds the {images} images of data")
         if self.batch_size % self.accumulation_steps:
@@ -105,3 +114,8 @@ class Trial(Settings):
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    @property
+    def judged(self) -> AnyData:
+        """The data set whose images are told apart."""
+        return self.data if isinstance(self.evals.data, SameData) else self.evals.data

@@ -52,6 +52,7 @@ class TrialFolder:
         self.trial = self.path / "trial.json"
         self.journal = self.path / "journal.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
+        self.data = self.path / "data.json"
         self.lock = self.path / "lock"
         self._end = self.path / "end.json"
 

@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -45,6 +45,10 @@ _SILENT_SECONDS = 30.0
 """How long MLflow is left alone after it has failed."""
 _ERROR_LENGTH = 5000
 """MLflow takes tags of 8,000 characters; the end of a traceback says most."""
+_DIGEST_LENGTH = 36
+"""MLflow takes no longer digests of data sets."""
+_CONTEXT = "mlflow.data.context"
+"""The tag of a data set that MLflow shows beside it: what it was used for."""
 _COLLAPSED_COLOR = "#d62728"
 _UNTRAINED = {
     "dino_lab.state": "waiting",
@@ -233,6 +237,10 @@ class _Mirrored:
         for batch in _batches(folder.records(skip=self._mirrored)):
             self._send(client, _tags_after(batch[-1], self._mirrored + len(batch)), _metrics(batch))
         tags: dict[str, str] = {"dino_lab.state": state}
+        if "dino_lab.data" not in self._tags and folder.data.exists():
+            data = json.loads(folder.data.read_text())
+            client.log_inputs(self._run_id, datasets=_inputs(data))
+            tags["dino_lab.data"] = data["training"]["digest"]
         if end and end.error:
             tags["dino_lab.error"] = end.error[-_ERROR_LENGTH:]
         if self._tags["dino_lab.verdict"] != "none":
@@ -267,6 +275,26 @@ def _metrics(records: Sequence[Record]) -> list[Metric]:
         Metric(name, value, int(record.seconds * 1000), record.step)
         for record in records
         for name, value in record.values.items()
+    ]
+
+
+def _inputs(data: Mapping[str, Mapping[str, str | int]]) -> list[DatasetInput]:
+    """What a trial was trained on and judged by, each once, under its first role."""
+    by_digest: dict[str, tuple[str, Mapping[str, str | int]]] = {}
+    for role, facts in data.items():
+        by_digest.setdefault(str(facts["digest"]), (role, facts))
+    return [
+        DatasetInput(
+            Dataset(
+                name=f"{facts['name']} {facts['split']}",
+                digest=digest[:_DIGEST_LENGTH],
+                source_type="local",
+                source=json.dumps({"uri": facts["source"]}),
+                profile=json.dumps({"num_rows": facts["images"], "num_classes": facts["classes"]}),
+            ),
+            [InputTag(_CONTEXT, role)],
+        )
+        for digest, (role, facts) in by_digest.items()
     ]
 
 

@@ -1,6 +1,7 @@
 """Training of one trial: what it yields and keeps, and that nothing but the trial decides it."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dino_lab.core import records
@@ -15,7 +17,7 @@ from dino_lab.core.data.batches import Batches
 from dino_lab.core.networks.weights import read_network
 from dino_lab.core.records import Record
 from dino_lab.core.schedules import Now
-from dino_lab.core.trainer import CHECKPOINT, Diverged, train
+from dino_lab.core.trainer import CHECKPOINT, DATA, Diverged, train
 from dino_lab.core.trial import Trial
 
 SHORT = {
@@ -62,7 +64,10 @@ def run(trial: Trial, workdir: Path, **resume: Path) -> list[Record]:
 
 
 def kept(workdir: Path) -> dict[str, Any]:
-    return torch.load(workdir / CHECKPOINT, weights_only=True)  # type: ignore[no-any-return]
+    """The checkpoint, without what differs from run to run."""
+    state: dict[str, Any] = torch.load(workdir / CHECKPOINT, weights_only=True)
+    del state["seconds"]
+    return state
 
 
 def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
@@ -256,7 +261,65 @@ def test_bf16_runs_and_keeps_its_weights_in_f32(short: Trial, tmp_path: Path) ->
     assert bf16[1].values[records.LOSS] == pytest.approx(f32[1].values[records.LOSS], rel=0.2)
 
 
+def test_what_was_trained_on_and_judged_is_told_beside_the_checkpoint(short: Trial, tmp_path: Path) -> None:
+    run(short.but({"evals.data.kind": "digits"}), tmp_path)
+    data = json.loads((tmp_path / DATA).read_text())
+    told = {role: (facts["name"], facts["split"], facts["images"]) for role, facts in data.items()}
+    assert told == {
+        "training": ("shapes", "train", 24),
+        "neighbours": ("digits", "bank", 1437),
+        "evaluation": ("digits", "test", 360),
+    }
+    assert len({facts["digest"] for facts in data.values()}) == 3
+
+
+def test_judged_by_another_data_set_a_trial_trains_the_same_and_tells_that_sets_factors(
+    short: Trial, tmp_path: Path
+) -> None:
+    own = run(short, tmp_path / "own")
+    digits = run(short.but({"evals.data.kind": "digits"}), tmp_path / "digits")
+    assert_same(kept(tmp_path / "own")["method"], kept(tmp_path / "digits")["method"])
+    assert {name for name in digits[-1].values if name.startswith(records.FACTOR_KNN)} == {f"{records.FACTOR_KNN}digit"}
+    for a, b in zip(own, digits, strict=True):
+        assert a.values.get(records.LOSS) == b.values.get(records.LOSS)
+
+
+def test_images_that_nobody_labelled_are_trained_on_and_not_judged(short: Trial, tmp_path: Path) -> None:
+    (tmp_path / "photographs" / "train").mkdir(parents=True)
+    for i in range(16):
+        Image.new("RGB", (20 + i, 30), (16 * i, 0, 255 - 16 * i)).save(tmp_path / "photographs" / "train" / f"{i}.png")
+    trial = short.but({"data.kind": "imagefolder", "data.root": str(tmp_path / "photographs"), "data.image_size": None})
+    made = run(trial, tmp_path / "work")
+    assert [record.step for record in made] == [0, 1, 2, 3, 4]
+    assert made[0].values == {}
+    assert all(np.isfinite(record.values[records.LOSS]) for record in made[1:])
+    assert not any("knn" in name for record in made for name in record.values)
+    with pytest.raises(ValueError, match=r"method\.kind = 'supervised': needs images with classes"):
+        run(trial.but({"method.kind": "supervised"}), tmp_path / "supervised")
+
+
+def test_time_is_counted_over_all_attempts(short: Trial, tmp_path: Path) -> None:
+    first = list(itertools.islice(train(short, workdir=tmp_path), 4))
+    rest = run(short, tmp_path, resume_from=tmp_path / CHECKPOINT)
+    minutes = [record.values[records.TRAIN_MINUTES] for record in [*first[1:3], *rest]]
+    assert all(a < b for a, b in itertools.pairwise(minutes))
+    assert minutes[0] > 0
+    assert all(record.values[records.PEAK_MEMORY] > 100 for record in rest)
+
+
 # ----------------------------------------------------------------------------------------------------- errors
+
+
+def test_a_checkpoint_of_other_images_is_refused(short: Trial, tmp_path: Path) -> None:
+    root = tmp_path / "photographs"
+    for split, name, color in itertools.product(("train", "val"), "ab", range(8)):
+        (root / split / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (30 * color, 0, 0)).save(root / split / name / f"{color}.png")
+    trial = short.but({"data.kind": "imagefolder", "data.root": str(root), "data.image_size": 16})
+    run(trial, tmp_path / "work")
+    Image.new("RGB", (20, 20), "white").save(root / "train" / "a" / "0.png")
+    with pytest.raises(ValueError, match="is of other images than those in"):
+        run(trial, tmp_path / "work", resume_from=tmp_path / "work" / CHECKPOINT)
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged(short: Trial, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dino_lab.core.checkpoint import CHECKPOINT
 from dino_lab.core.methods.dino import DINO
@@ -19,10 +20,11 @@ READ_BY_THE_RUNNER = {"runtime.cpus", "runtime.gpus", "runtime.memory_gib"}
 
 # Every branch on: the operations of crops, the bounds of a collapse, a warm-up of the teacher's temperature.
 ALL_IN_USE = {
-    "crops.blur_probability": [0.5, 0.5, 0.5],
-    "crops.solarize_probability": [0.5, 0.5, 0.5],
-    "crops.grayscale_probability": 0.5,
-    "crops.jitter_probability": 0.8,
+    **{
+        f"crops.{view}.{operation}_probability": 0.5
+        for view in ("global_1", "global_2", "local")
+        for operation in ("blur", "solarize", "grayscale", "rotation", "noise", "erasing")
+    },
     "collapse.uniform_entropy": 1.0,
     "collapse.one_prototype_entropy": 0.99,
     "collapse.low_kl": 1e6,
@@ -49,7 +51,10 @@ SIZE = {"epochs": 2, "data.train_images": 48}
         ({"crops.local_crops_size": 12}, r"crops\.local_crops_size = 12: must be a multiple of .* 8"),
         ({"runtime.gpus": 0.5}, r"runtime\.gpus = 0\.5: runtime\.device is 'cpu'"),
         ({"precision": "f16"}, r"precision = 'f16': .*'f32' or 'bf16'"),
-        ({"data.kind": "cifra10"}, r"data.*'shapes', 'digits'"),
+        ({"data.kind": "cifra10"}, r"data\.kind = 'cifra10': allowed are 'shapes', 'digits'"),
+        ({"data.kind": "imagefolder"}, r"data\.root: has no default; must be set"),
+        ({"crops.local.scale": [0.5, 0.2]}, r"crops\.local\.scale = \[0\.5, 0\.2\]: allowed is 0 < min <= max <= 1"),
+        ({"crops.hue": 0.1}, r"unknown knob 'crops\.hue'; did you mean 'crops\.global_1\.hue'"),
         ({"method.teacher_tmp": 0.1}, r"unknown knob 'method\.teacher_tmp'; did you mean 'method\.loss\.teacher_temp'"),
         ({"teacher_temp": 0.1}, r"unknown knob 'teacher_temp'; did you mean 'method\.loss\.teacher_temp'"),
         ({"method.kind": "mae", "backbone.name": "resnet18"}, r"backbone\.name = 'resnet18': .* method\.kind = 'mae'"),
@@ -203,6 +208,20 @@ def test_every_knob_is_read_where_a_trained_teacher_is_needed(
     list(train(switched(smoke, taught_by), workdir=tmp_path / "teacher"))
     trial = switched(smoke, changes | {knob: str(tmp_path / "teacher" / CHECKPOINT)})
     assert unread(trial, tmp_path, monkeypatch) - READ_BY_THE_RUNNER == unused
+
+
+@pytest.mark.parametrize("image_size", [16, None])
+def test_every_knob_is_read_where_images_lie_in_files(
+    image_size: int | None, smoke: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, name, i in itertools.product(("train", "val"), "ab", range(8)):
+        (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), (30 * i, 0, 0)).save(tmp_path / split / name / f"{i}.png")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image")
+    files = {"data.kind": "imagefolder", "data.root": str(tmp_path), "data.image_size": image_size}
+    files["data.bad_images"] = "skip"
+    trial = switched(smoke, files)
+    assert unread(trial, tmp_path, monkeypatch) == READ_BY_THE_RUNNER | ON_VECTORS
 
 
 class WithDeadKnob(DINO):

@@ -112,6 +112,33 @@ def test_params_are_every_knob_as_a_json_literal_and_strings_are_plain(lab: Path
     assert all(params[knob] in (value, json.dumps(value)) for knob, value in flat.items())
 
 
+def test_data_sets_are_inputs_of_the_run_each_once(lab: Path) -> None:
+    folder = train_some(lab, ROWS[0], range(2))
+    of = {"classes": 8, "size": "48 x 48", "source": "drawn here"}
+    data = {
+        "training": {"name": "shapes", "split": "train", "images": 4000, "digest": "a" * 64, **of},
+        # The same images under another name.
+        "neighbours": {"name": "shapes", "split": "bank", "images": 4000, "digest": "a" * 64, **of},
+        "evaluation": {"name": "shapes", "split": "test", "images": 1000, "digest": "b" * 64, **of},
+    }
+    folder.data.write_text(json.dumps(data))
+    for _ in range(2):
+        mirror = Mirror(lab, SWEEP)
+        mirror.catch_up()
+        assert mirror.error is None
+    run = runs_of(lab)[1]
+    inputs = {each.dataset.name: each for each in run.inputs.dataset_inputs}
+    assert inputs.keys() == {"shapes train", "shapes test"}
+    for name, digest, number, role in (("train", "a", 4000, "training"), ("test", "b", 1000, "evaluation")):
+        found = inputs[f"shapes {name}"]
+        assert found.dataset.digest == digest * 36
+        assert json.loads(found.dataset.profile) == {"num_rows": number, "num_classes": 8}
+        assert json.loads(found.dataset.source) == {"uri": "drawn here"}
+        assert [(tag.key, tag.value) for tag in found.tags] == [("mlflow.data.context", role)]
+    assert run.data.tags["dino_lab.data"] == "a" * 64
+    assert not runs_of(lab)[2].inputs.dataset_inputs
+
+
 def test_records_are_mirrored_with_their_steps_and_the_times_of_the_journal(lab: Path) -> None:
     mirror = Mirror(lab, SWEEP)
     train_some(lab, ROWS[1], range(3))

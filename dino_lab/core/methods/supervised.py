@@ -28,6 +28,8 @@ class Supervised(Settings):
     """Part of each target that is spread evenly over all classes."""
 
     def build(self, backbone: BackboneNetwork, surroundings: Surroundings) -> "SupervisedMethod":
+        if not surroundings.classes_number:
+            raise ValueError("method.kind = 'supervised': needs images with classes, and those of data have none")
         head = Classifier(backbone.embed_dim, surroundings.classes_number)
         return SupervisedMethod(Network(backbone, head), label_smoothing=self.label_smoothing)
 
