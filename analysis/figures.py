@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,6 +26,8 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 """Told apart with every kind of colour vision."""
 
 _GREY = "#666666"
+_LUMINANCE = (0.2126, 0.7152, 0.0722)
+"""Share of red, green and blue light in how light a colour is."""
 _PROTOTYPES = ["param:method.prototypes_number", "param:method.head.out_dim"]
 """Knobs that are K, the first that a method has."""
 _STYLE: list[str | dict[str, Any]] = [
@@ -109,29 +112,37 @@ def curves(sweep: Sweep) -> Figure:
 
 
 def factors(sweep: Sweep) -> Figure:
-    """k-NN of each factor by row, means over finished trials; the references stand below the line."""
+    """k-NN of each factor by row, means over finished trials; the references stand below the line.
+
+    Beside it, if there are rows to compare, the difference from the baseline row, paired by seed.
+    """
     table = tables.factors(sweep)
-    shown = table[[f"{factor}_mean" for factor in tables.factor_names(table)]].to_numpy(dtype=float)
+    knn, difference = (
+        pd.DataFrame({factor: table[f"{factor}_{number}"] for factor in tables.factor_names(table)})
+        for number in ("mean", "difference_mean")
+    )
+    rows = summary.rows(sweep.trials)
+    height = 0.75 + 0.21 * len(table)
     with style.context(_STYLE):
-        width, _ = figsizes.icml2024_half()["figure.figsize"]
-        figure = Figure(figsize=(width, 0.75 + 0.21 * len(table)))
-        axes = figure.subplots()
-        image = axes.imshow(shown, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        for (row, column), value in np.ndenumerate(shown):
-            text = "–" if np.isnan(value) else f"{value:.0f}"
-            # White letters on the dark half of the map; what is missing has no colour.
-            color = "white" if value < 55 else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-        axes.axhline(len(table) - 2.5, color="white", linewidth=2.5)
-        axes.set_xticks(
-            range(shown.shape[1]), tables.factor_names(table), rotation=30, ha="right", rotation_mode="anchor"
-        )
-        axes.set_yticks(range(len(table)), list(table.index))
-        axes.tick_params(length=0, labelsize=7)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        bar = figure.colorbar(image, ax=axes, pad=0.02, label="k-NN (%)", ticks=[0, 50, 100])
-        bar.outline.set_visible(False)
+        if len(rows) == 1:
+            width, _ = figsizes.icml2024_half()["figure.figsize"]
+            figure = Figure(figsize=(width, height))
+            left = figure.subplots()
+            _draw_map(left, knn, "{:.0f}", cmap="cividis", vmin=0, vmax=100).set_label("k-NN (%)")
+        else:
+            width, _ = figsizes.icml2024_full()["figure.figsize"]
+            figure = Figure(figsize=(width, height + 0.15))
+            left, right = figure.subplots(1, 2)
+            left.set_title("k-NN of each factor (%)")
+            _draw_map(left, knn, "{:.0f}", cmap="cividis", vmin=0, vmax=100)
+            right.set_title("Difference from baseline (points)")
+            # Small differences stay pale, also where there is no large one.
+            limit = math.ceil(np.fmax.reduce(difference.abs(), axis=None, initial=10))
+            _draw_map(right, difference.loc[rows], "{:+.0f}", cmap="RdBu", vmin=-limit, vmax=limit)
+            right.set_ylim(left.get_ylim())
+            right.set_yticks([])
+        left.axhline(len(rows) - 0.5, color="white", linewidth=2.5)
+        left.set_yticks(range(len(table)), list(table.index))
     return figure
 
 
@@ -192,6 +203,31 @@ def _draw_pixels(axes: Axes, sweep: Sweep) -> None:
     mean = summary.untrained(sweep.trials, sweep.curves, names.PIXELS_KNN, row=sweep.baseline_row)["mean"]
     if not math.isnan(mean):
         _draw_level(axes, mean, "raw pixels")
+
+
+def _draw_map(axes: Axes, values: pd.DataFrame, form: str, **colors: Any) -> Colorbar:
+    """Coloured cells with their numbers, and their bar of colours; – where a value is missing."""
+    numbers = values.to_numpy(dtype=float)
+    image = axes.imshow(numbers, aspect="auto", **colors)
+    for (row, column), value in np.ndenumerate(numbers):
+        text, color = "–", "black"
+        if not np.isnan(value):
+            # A sign before 0 would tell of nothing.
+            text = form.format(value).replace("-", "−") if round(value) else "0"
+            # Up to 0.18 white letters have more contrast than black ones.
+            light = np.power(image.to_rgba(value)[:3], 2.2)
+            color = "white" if np.dot(_LUMINANCE, light) < 0.18 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(numbers.shape[1]), list(map(str, values)), rotation=30, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0, labelsize=7)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    low, high = image.get_clim()
+    # As narrow beside many rows as beside few.
+    aspect = max(20, 4 * len(numbers))
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=aspect, ticks=[low, (low + high) / 2, high])
+    bar.outline.set_visible(False)
+    return bar
 
 
 def _draw_level(axes: Axes, height: float, label: str) -> None:

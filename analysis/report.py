@@ -63,6 +63,10 @@ def contents(sweep: Sweep) -> dict[str, bytes]:
         shown["factors"] = tables.factors_table(sweep)
         drawn["factors"] = figures.factors(sweep)
         files["factors.csv"] = tables.csv(factors).encode()
+    cost = tables.cost(sweep)
+    if not cost.empty:
+        shown["cost"] = tables.cost_table(sweep)
+        files["cost.csv"] = tables.csv(cost).encode()
     for stem, table in shown.items():
         files[f"{stem}.md"] = tables.markdown(table).encode()
         files[f"{stem}.tex"] = tables.latex(table, label=f"{sweep.name}-{stem}").encode()

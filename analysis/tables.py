@@ -3,7 +3,9 @@
 CSV has every number in a column of its own; Markdown and LaTeX show the same rows as people read them.
 """
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +20,14 @@ from dino_lab.core import records as names
 UNTRAINED = "untrained network"
 PIXELS = "raw pixels"
 PAPER = {"knn_top1": "paper k-NN %", "linear_top1": "paper linear %"}
-"""Published metrics that are shown, and how; other ones (hours, memory) are not measured here."""
+"""Published metrics that the main table shows, and how."""
+PAPER_COST = {"wall_hours": "paper hours", "memory_gib_per_gpu": "paper GiB a GPU"}
+"""Those of the table of cost."""
 
 COLLAPSED, DIVERGED = "†", "‡"
+
+_DIFFERENCE = "_difference"
+"""Ends a factor's name where a column is of its difference from the baseline row."""
 
 LEFT = {"verdict"}
 """Columns of words; all others are set flush right."""
@@ -48,7 +55,10 @@ class Table:
 
 
 def arms(sweep: Sweep) -> pd.DataFrame:
-    """Every number of the ablation's main table; below its rows, the untrained network and raw pixels."""
+    """Every number of the ablation's main table; below its rows, the untrained network and raw pixels.
+
+    Without k-NN of the untrained network and of pixels, as on data without labels, nothing stands below.
+    """
     trials, curves = sweep.trials, sweep.curves
     counts = summary.counts(trials)
     parts = [
@@ -66,18 +76,16 @@ def arms(sweep: Sweep) -> pd.DataFrame:
         ],
         index=[UNTRAINED, PIXELS],
     )
+    references = references[references["knn_n"] > 0]
     table = pd.concat([pd.concat(parts, axis="columns"), references]).astype(dict.fromkeys(counts, "Int64"))
-    numbers = published(sweep.published, sweep.paper_rows)
-    for metric in PAPER:
-        by_arm = numbers[numbers["metric"] == metric].groupby("row", sort=False)["value"]
-        if set(by_arm.groups) & set(counts.index):
-            # An arm that the paper gives at several settings keeps them all, in the paper's order.
-            table[f"paper_{metric}"] = by_arm.agg(lambda values: " / ".join(f"{value:.1f}" for value in values))
-    return table.rename_axis(index="arm")
+    return table.join(_paper_numbers(sweep, PAPER)).rename_axis(index="arm")
 
 
 def factors(sweep: Sweep) -> pd.DataFrame:
-    """k-NN of every factor: n, mean and half-width by row; no columns if no factor was evaluated."""
+    """k-NN of every factor by row, and its difference from the baseline row: n, mean and half-width of each.
+
+    No columns if no factor was evaluated.
+    """
     columns = [column for column in map(str, sweep.trials) if column.startswith(names.FACTOR_KNN)]
     parts = []
     for column in columns:
@@ -87,13 +95,32 @@ def factors(sweep: Sweep) -> pd.DataFrame:
             for metric in (column, names.FACTOR_PIXELS_KNN + factor)
         ]
         references = pd.DataFrame(at_start, index=[UNTRAINED, PIXELS])
-        parts.append(pd.concat([summary.means(sweep.trials, column), references]).add_prefix(f"{factor}_"))
+        differences = summary.differences(sweep.trials, column, baseline_row=sweep.baseline_row)
+        parts += [
+            pd.concat([summary.means(sweep.trials, column), references]).add_prefix(f"{factor}_"),
+            differences[["n", "mean", "half"]].add_prefix(f"{factor}{_DIFFERENCE}_"),
+        ]
     return pd.concat(parts, axis="columns").rename_axis(index="arm") if parts else pd.DataFrame()
 
 
 def factor_names(table: pd.DataFrame) -> list[str]:
     """The factors that a table made by `factors` has columns of."""
-    return [column.removesuffix("_mean") for column in map(str, table) if column.endswith("_mean")]
+    suffix = f"{_DIFFERENCE}_mean"
+    return [column.removesuffix(suffix) for column in map(str, table) if column.endswith(suffix)]
+
+
+def cost(sweep: Sweep) -> pd.DataFrame:
+    """What the trials of each row cost, as in the paper's Table 8; no columns if no trial recorded it."""
+    trials = sweep.trials
+    if names.TRAIN_MINUTES not in trials:
+        return pd.DataFrame()
+    parts = [
+        summary.counts(trials)[["planned", "finished"]],
+        summary.means(trials, names.TRAIN_MINUTES).add_prefix("train_minutes_"),
+        summary.means(trials, names.PEAK_MEMORY).add_prefix("peak_memory_mib_"),
+        summary.means(trials, names.IMAGES_PER_SECOND).add_prefix("images_per_second_"),
+    ]
+    return pd.concat(parts, axis="columns").join(_paper_numbers(sweep, PAPER_COST)).rename_axis(index="arm")
 
 
 def arms_table(sweep: Sweep) -> Table:
@@ -101,7 +128,8 @@ def arms_table(sweep: Sweep) -> Table:
     table = arms(sweep)
     counts = summary.counts(sweep.trials)
     rows = list(counts.index)
-    blank = [""] * 2
+    references = list(table.index[len(rows) :])
+    blank = [""] * len(references)
     cells = pd.DataFrame(index=table.index)
     cells["n"] = [f"{row.finished}/{row.planned}" for row in counts.itertuples()] + blank
     cells["entropy / ln K"] = _measured(table, "entropy_fraction", digits=3)
@@ -113,26 +141,22 @@ def arms_table(sweep: Sweep) -> Table:
         f"{sweep.title}. n: trials finished of those planned; values are those of their last step, collapsed trials"
         f" included. {_INTERVAL}",
         _MARKS + " Onset: median (range) over collapsed trials.",
-        f"k-NN: class of held-out images, {_FEATURES.format(row=sweep.baseline_row)}",
+        f"k-NN: class of held-out images, {_FEATURES.format(row=sweep.baseline_row)}"
+        if table["knn_n"].any()
+        else "k-NN: no trial has it, as on data without labels.",
     ]
-    if len(rows) > 1:
+    if table["difference_n"].any():
         cells["Δ k-NN"] = _measured(table, "difference", digits=1, signed=True)
         notes.append(f"Δ: difference from {sweep.baseline_row}, paired by seed.")
     tests = table["difference_p"].count()
     if tests:
         cells["p"] = [_p(value) for value in table["difference_p_holm"]]
         notes[-1] += f" p: paired t-test with Holm's correction, number of tests: {tests}."
-    numbers = published(sweep.published, sweep.paper_rows)
-    for metric, column in PAPER.items():
-        if f"paper_{metric}" in table:
-            texts = table[f"paper_{metric}"].fillna("")
-            cells[column] = [_papers(text, sweep.paper_rows.get(str(row))) for row, text in texts.items()]
-            shown = numbers[numbers["row"].isin(rows) & (numbers["metric"] == metric)]
-            places = " / ".join((shown["source"] + ", " + shown["setting"]).unique())
-            own = " (in brackets the paper's own value)" if sweep.paper_rows else ""
-            notes.append(f"{column.removesuffix(' %')}{own}: arXiv:2104.14294, {places}.")
-    cells.index = pd.Index([*_marked(rows, counts), UNTRAINED, PIXELS])
-    return Table(cells, _best(table, {"k-NN %": "knn"}), notes, references=2)
+    cells = cells.join(_paper_cells(table, sweep, PAPER))
+    notes += _paper_notes(sweep, PAPER)
+    cells.index = pd.Index([*_marked(rows, counts), *references])
+    best = _best(table.loc[rows], {"k-NN %": "knn"})
+    return Table(cells, best, notes, references=len(references))
 
 
 def factors_table(sweep: Sweep) -> Table:
@@ -147,7 +171,30 @@ def factors_table(sweep: Sweep) -> Table:
         _MARKS,
     ]
     cells.index = pd.Index([*_marked(rows, summary.counts(sweep.trials)), UNTRAINED, PIXELS])
-    return Table(cells, _best(table, columns), notes, references=2)
+    return Table(cells, _best(table.loc[rows], columns), notes, references=2)
+
+
+def cost_table(sweep: Sweep) -> Table:
+    """What the trials of each row cost, as people read it."""
+    table = cost(sweep)
+    cells = pd.DataFrame(index=table.index)
+    cells["n"] = [f"{row.finished}/{row.planned}" for row in table.itertuples()]
+    for column, part in {
+        "training, min": "train_minutes",
+        "peak memory, MiB": "peak_memory_mib",
+        "images/s": "images_per_second",
+    }.items():
+        cells[column] = _measured(table, part, digits=_digits(table[f"{part}_mean"]))
+    cells = cells.join(_paper_cells(table, sweep, PAPER_COST))
+    notes = [
+        f"{sweep.title}. n: trials finished of those planned. Training: time in the training steps of a trial, over all"
+        " its attempts. Peak memory: of a trial's process; on CUDA, of the device. images/s: training images a second"
+        f" up to the last record. {_INTERVAL} All of it depends on the machine and on what ran beside a trial.",
+        _MARKS,
+        *_paper_notes(sweep, PAPER_COST),
+    ]
+    cells.index = pd.Index(_marked(list(table.index), summary.counts(sweep.trials)))
+    return Table(cells, {}, notes, references=0)
 
 
 def csv(table: pd.DataFrame) -> str:
@@ -164,7 +211,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table, *, label: str) -> str:
-    """A booktabs table; the best value of a column is bold, and a rule stands above the references."""
+    """A booktabs table; the best value of a column is bold, and a rule stands above the references if there are any."""
     cells = _with_best(table.cells.map(_latex_escape).rename(index=_latex_escape), table, r"\textbf{{{}}}")
     align = "l" + "".join("l" if column in LEFT else "r" for column in cells)
     text = cells.rename(columns=_latex_escape).style.to_latex(
@@ -176,7 +223,8 @@ def latex(table: Table, *, label: str) -> str:
         caption=_latex_escape(" ".join(table.notes)),
     )
     lines = text.splitlines()
-    lines.insert(lines.index(r"\bottomrule") - table.references, r"\midrule")
+    if table.references:
+        lines.insert(lines.index(r"\bottomrule") - table.references, r"\midrule")
     return "\n".join([r"% \usepackage{booktabs}", *lines]) + "\n"
 
 
@@ -188,7 +236,7 @@ def _with_best(cells: pd.DataFrame, table: Table, bold: str) -> pd.DataFrame:
 
 def _best(table: pd.DataFrame, columns: dict[str, str]) -> dict[str, list[int]]:
     """Shown column -> places of the highest mean; k-NN, the only thing that is ranked, is better higher."""
-    means = {column: table[f"{part}_mean"].iloc[:-2].round(1) for column, part in columns.items()}
+    means = {column: table[f"{part}_mean"].round(1) for column, part in columns.items()}
     return {
         column: [place for place, value in enumerate(mean) if value == mean.max()] for column, mean in means.items()
     }
@@ -214,6 +262,12 @@ def _measured(table: pd.DataFrame, part: str, *, digits: int, signed: bool = Fal
     return texts
 
 
+def _digits(means: "pd.Series[Any]") -> int:
+    """Decimals with which the largest mean has three digits, two decimals at most: trials last seconds or days."""
+    largest = means.max()
+    return max(0, 2 - int(math.log10(largest))) if largest >= 1 else 2
+
+
 def _verdict(counts: "pd.Series[Any]") -> str:
     """How each planned seed ended; the bare word if all ended alike."""
     there = [(outcome, counts[outcome]) for outcome in summary.COUNTS if counts[outcome]]
@@ -234,9 +288,46 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _papers(number: str, arm: str | None) -> str:
-    """The paper's number, and its own name of the row if that is another."""
-    return f"{number} ({arm})" if number and arm else number
+def _published(sweep: Sweep) -> pd.DataFrame:
+    """The published numbers of the sweep's rows."""
+    numbers = published(sweep.published, sweep.paper_rows)
+    return numbers[numbers["row"].isin(sweep.trials["row"])]
+
+
+def _paper_numbers(sweep: Sweep, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """By row: the paper's numbers, as text; no column of a metric that it has for none of the rows."""
+    numbers = _published(sweep)
+    columns = {}
+    for metric in metrics:
+        by_row = numbers[numbers["metric"] == metric].groupby("row", sort=False)["value"]
+        if by_row.ngroups:
+            # An arm that the paper gives at several settings keeps them all, in the paper's order.
+            columns[f"paper_{metric}"] = by_row.agg(lambda values: " / ".join(f"{value:.1f}" for value in values))
+    return pd.DataFrame(columns)
+
+
+def _paper_cells(table: pd.DataFrame, sweep: Sweep, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """The paper's numbers of a table as people read them, with its own name of a row that has another here."""
+    cells = pd.DataFrame(index=table.index)
+    for metric, column in metrics.items():
+        if f"paper_{metric}" in table:
+            texts = table[f"paper_{metric}"].fillna("")
+            arms = [sweep.paper_rows.get(str(row)) for row in table.index]
+            cells[column] = [f"{text} ({arm})" if text and arm else text for text, arm in zip(texts, arms, strict=True)]
+    return cells
+
+
+def _paper_notes(sweep: Sweep, metrics: Mapping[str, str]) -> list[str]:
+    """Where in the paper the columns come from; one note for those from the same places."""
+    numbers = _published(sweep)
+    columns: dict[str, list[str]] = {}
+    for metric, column in metrics.items():
+        shown = numbers[numbers["metric"] == metric]
+        if not shown.empty:
+            places = " / ".join((shown["source"] + ", " + shown["setting"]).unique())
+            columns.setdefault(places, []).append(column.removesuffix(" %"))
+    own = " (in brackets the paper's own value)" if sweep.paper_rows else ""
+    return [f"{', '.join(shown)}{own}: arXiv:2104.14294, {places}." for places, shown in columns.items()]
 
 
 def _markdown_escape(text: str) -> str:

@@ -9,13 +9,14 @@ import importlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dino_lab.ablation import Ablation, LabelledTrial
+    from dino_lab.core.data.source import Progress
     from dino_lab.core.trial import Trial
 
 DEFAULT_BASELINE = "shapes_cpu"
@@ -111,6 +112,44 @@ def check_lab(lab: Path) -> None:
         raise ValueError(f"--lab {lab}: {'there is no folder' if folder != lab else 'not a folder:'} {folder}")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--lab {lab}: cannot be written to")
+
+
+def data_dir(lab: Path) -> Path:
+    """Where a lab keeps its data sets."""
+    return lab.resolve() / "data"
+
+
+def with_data(asked: Asked, *, progress: "Progress", download: bool = False, training: bool = True) -> Asked:
+    """The same, with the digest of images that lie in files in its trials, so that trials of other images are others.
+
+    Args:
+        download: Whether a data set that is not there may be fetched.
+        training: Whether every data set must be there, and not only those that lie in files.
+    """
+    trials = [each.trial for each in asked.labelled]
+    there = ready(trials, asked.lab, progress=progress, download=download, training=training)
+    labelled = [replace(each, trial=trial) for each, trial in zip(asked.labelled, there, strict=True)]
+    return replace(asked, labelled=labelled)
+
+
+def ready(
+    trials: "Sequence[Trial]", lab: Path, *, progress: "Progress", download: bool = False, training: bool = True
+) -> "list[Trial]":
+    """Trials whose data is there, decoded, as `with_data`; each data set is looked at once."""
+    from dino_lab.core.data.encoded import EncodedSource
+
+    sets = {data: data for trial in trials for data in (trial.data, trial.judged)}
+    for data in sets:
+        if training or isinstance(data, EncodedSource):
+            sets[data] = data.prepare(data_dir(lab), download=download, progress=progress)
+
+    def with_digests(trial: "Trial") -> "Trial":
+        found = {"data": sets[trial.data]} | ({"evals.data": sets[trial.judged]} if trial.judged != trial.data else {})
+        return trial.but(
+            {f"{section}.digest": data.digest for section, data in found.items() if isinstance(data, EncodedSource)}
+        )
+
+    return [with_digests(trial) for trial in trials]
 
 
 def find_trial(trial_id: str, lab: Path) -> "Trial":

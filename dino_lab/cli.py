@@ -8,8 +8,6 @@ import dataclasses
 import json
 import os
 import shlex
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -62,6 +60,7 @@ Changes = Annotated[
 Baseline = Annotated[str, typer.Option(help="What the rows start from; see `list`.")]
 Seeds = Annotated[str, typer.Option(help="As in 0,1,2; the experiment's own by default.", show_default=False)]
 Lab = Annotated[Path, typer.Option(help="The folder that holds everything.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is not there; else nothing is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
@@ -119,13 +118,52 @@ def plan(
 
 
 @app.command()
-def train(changes: Changes, baseline: Baseline = DEFAULT_BASELINE, lab: Lab = DEFAULT_LAB) -> None:
+def data(
+    name: Annotated[str, typer.Argument(help="A data set, as in data.kind.", show_default=False)],
+    changes: Changes,
+    baseline: Annotated[str, typer.Option(help="Whose crops are shown; see `list`.")] = DEFAULT_BASELINE,
+    download: Download = False,
+    lab: Lab = DEFAULT_LAB,
+    as_json: AsJson = False,
+) -> None:
+    """Show a data set: images, classes, sizes and digest, and a picture of what student and teacher see."""
+    with _told():
+        overrides = asking.parse_changes(changes)
+        asking.check_lab(lab)
+        trial = asking.find_baseline(baseline).but({"data.kind": name, **overrides})
+        from dino_lab.contact_sheet import contact_sheet
+        from dino_lab.core.evaluation import Evaluation
+
+        folder = asking.data_dir(lab)
+        with terminal.counting() as progress:
+            (trial,) = asking.ready([trial], lab, download=download, progress=progress)
+        splits = {"training": trial.data.build("train", folder), **Evaluation(trial, folder).images}
+        sheet = folder / f"{name}.png"
+        contact_sheet(splits["training"], trial.crops, rows=8, seed=trial.seed).save(sheet)
+    facts = {role: images.facts for role, images in splits.items()}
+    counts = {role: images.class_counts for role, images in splits.items()}
+    skipped = splits["training"].skipped
+    if as_json:
+        _print_json({"splits": facts, "class_counts": counts, "skipped": skipped, "sheet": str(sheet)})
+        return
+    out.print(terminal.data_table(facts))
+    out.print(terminal.class_table(counts))
+    out.print(terminal.skipped_lines(skipped), markup=False)
+    print(sheet)
+
+
+@app.command()
+def train(
+    changes: Changes, baseline: Baseline = DEFAULT_BASELINE, download: Download = False, lab: Lab = DEFAULT_LAB
+) -> None:
     """Train one trial here, without Ray, and show its records; go on where it stopped."""
     with _told():
         overrides = asking.parse_changes(changes)
         asking.check_lab(lab)
-        trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(lab.resolve() / "data")})
+        trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(asking.data_dir(lab))})
         asking.check_machine([trial])
+        with terminal.counting() as progress:
+            (trial,) = asking.ready([trial], lab, download=download, progress=progress)
         import torch
 
         from dino_lab.orchestration.folder import TrialFolder, run_trial
@@ -149,6 +187,7 @@ def run(
     changes: Changes,
     baseline: Baseline = DEFAULT_BASELINE,
     seeds: Seeds = "",
+    download: Download = False,
     lab: Lab = DEFAULT_LAB,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Trials at a time; as many as fit by default.", show_default=False)
@@ -162,7 +201,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment's trials; a second time go on with what is unfinished."""
-    asked = _ask(name, changes, baseline, seeds, lab)
+    asked = _ask(name, changes, baseline, seeds, lab, training=True, download=download)
     summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, quiet=as_json)
     if as_json:
         _print_json(_facts(asked) | dataclasses.asdict(summary) | {"notes": summary.notes})
@@ -211,24 +250,10 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 0,
 ) -> None:
     """Serve the lab's records in MLflow's dashboard, to this machine only, until Ctrl-C."""
-    store, artifacts = lab.resolve() / "mlflow.db", lab.resolve() / "artifacts"
-    if not store.exists():
-        _fail(f"no records in {lab}: it has no mlflow.db; run an experiment first")
-    port = _free_port(port)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(artifacts)]
-    command += ["--uvicorn-opts", "--log-level warning"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    out.print("starting MLflow's server")
-    with contextlib.suppress(KeyboardInterrupt), _child(command) as server:
-        while not _answers(port):
-            if server.poll() is not None:
-                _fail(f"MLflow's server ended with exit code {server.returncode}")
-            time.sleep(0.1)
-        # Without workflowType it opens on its pages for language models and hides training runs.
-        out.print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", soft_wrap=True)
-        out.print("Ctrl-C stops it")
-        server.wait()
+    from dino_lab import dashboard
+
+    with _told():
+        dashboard.serve(lab, port, lambda line: out.print(line, soft_wrap=True))
 
 
 @app.command()
@@ -278,7 +303,7 @@ def doctor(lab: Lab = DEFAULT_LAB, as_json: AsJson = False) -> None:
 def demo(lab: Lab = DEFAULT_LAB) -> None:
     """Run the paper's collapse study (Figure 7) in minutes, and draw its table and figure."""
     start = time.monotonic()
-    asked = _ask("collapse", [], DEFAULT_BASELINE, "", lab)
+    asked = _ask("collapse", [], DEFAULT_BASELINE, "", lab, training=True)
     out.print(asked.note, "\n", markup=False)
     summary = _run(asked)
     if code := _exit_code(summary):
@@ -305,9 +330,21 @@ def test(context: typer.Context) -> None:
 # -------------------------------------------------- what commands have in common
 
 
-def _ask(name: str, changes: Sequence[str], baseline: str, seeds: str, lab: Path) -> Asked:
+def _ask(
+    name: str,
+    changes: Sequence[str],
+    baseline: str,
+    seeds: str,
+    lab: Path,
+    *,
+    training: bool = False,
+    download: bool = False,
+) -> Asked:
+    """What was asked for, with the digests of its data; before training, all of the data is made ready too."""
     with _told():
-        return asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab)
+        asked = asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab)
+        with terminal.counting() as progress:
+            return asking.with_data(asked, progress=progress, download=download, training=training)
 
 
 def _run(
@@ -424,29 +461,3 @@ def _options(changes: Sequence[str], baseline: str, seeds: str, lab: Path) -> li
 def _program() -> str:
     """As it was called, so that what is suggested can be copied."""
     return "dino-lab" if Path(sys.argv[0]).name == "dino-lab" else "python3 -m dino_lab"
-
-
-def _free_port(port: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            _fail(f"--port {port}: {error}")
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _child(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that does not outlive the block."""
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

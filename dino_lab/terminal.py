@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from dino_lab.orchestration.folder import TrialStatus
     from dino_lab.orchestration.runner import Progress
 
+_CLASSES_SHOWN = 20
+_SKIPPED_SHOWN = 10
 Show: TypeAlias = "Callable[[Progress], None]"
 
 _COLORS = {
@@ -38,6 +41,44 @@ def following(out: Console) -> Iterator[Show]:
         return
     with Live(console=out, transient=True, auto_refresh=False) as live:
         yield _InPlace(live)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator["Callable[[int, int], None]"]:
+    """Shows how many images are read, if that takes long enough to be told of images done at all."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading images", total=None, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def data_table(facts: "Mapping[str, Mapping[str, str | int]]") -> Table:
+    """What is trained on and judged by, a role a line."""
+    table = Table("", "images", "classes", "size", "SHA-256", "from", box=None)
+    for role, of in facts.items():
+        digest = str(of["digest"])[:16]
+        table.add_row(role, f"{of['images']:,}", str(of["classes"]), str(of["size"]), digest, str(of["source"]))
+    return table
+
+
+def class_table(counts: "Mapping[str, Mapping[str, int]]") -> Table:
+    """Images of each class, by role; of many classes the first."""
+    classes = list(dict.fromkeys(name for of in counts.values() for name in of))
+    table = Table("class", *counts, box=None)
+    for name in classes[:_CLASSES_SHOWN]:
+        table.add_row(name, *(f"{of.get(name, 0):,}" for of in counts.values()))
+    if len(classes) > _CLASSES_SHOWN:
+        table.add_row(f"and {len(classes) - _CLASSES_SHOWN} more")
+    return table
+
+
+def skipped_lines(skipped: "Mapping[str, str]") -> str:
+    """What could not be decoded; empty if all could."""
+    shown = [f"{name}: {why}" for name, why in list(skipped.items())[:_SKIPPED_SHOWN]]
+    more = [f"and {len(skipped) - _SKIPPED_SHOWN} more"] if len(skipped) > _SKIPPED_SHOWN else []
+    return (
+        "\n".join([f"{len(skipped)} images could not be decoded and are left out:", *shown, *more]) if skipped else ""
+    )
 
 
 def plan_table(ablation: "Ablation", first: "Mapping[str, LabelledTrial]", trials: "Sequence[TrialStatus]") -> Table:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ K = 256
 STEPS = 800
 PERIOD = 20
 EVERY = 200
-FACTORS = {"class": 0.0, "shape": -30.0, "colour": 8.0, "texture": -38.0}
+FACTORS = {"shape": -30.0, "colour": 8.0, "texture": -38.0}
 NOTE = """Do centring and sharpening keep each other from collapse?
 
 Expect: entropy falls to 0 without centring and rises to ln K without sharpening (paper, Figure 7).
@@ -78,6 +79,28 @@ def lab(store: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def sweep(store: Path) -> records.Sweep:
     return records.read(store, "collapse", baseline="shapes_cpu", overrides={"epochs": 8})
+
+
+@pytest.fixture
+def unlabelled(lab: Path) -> records.Sweep:
+    """The same sweep on data without labels: nothing is judged by k-NN."""
+    return _changed(lab, "DELETE FROM {table} WHERE key LIKE '%knn_top1%'")
+
+
+@pytest.fixture
+def of_two_data_sets(lab: Path) -> records.Sweep:
+    """The same sweep, "sharpening only" on data with the factor "digit" where the others have "shape"."""
+    row = "SELECT run_uuid FROM tags WHERE key = 'dino_lab.row' AND value = 'sharpening only'"
+    renamed = "UPDATE {table} SET key = replace(key, 'shape', 'digit') WHERE key LIKE 'factor/%shape' AND run_uuid IN"
+    return _changed(lab, f"{renamed} ({row})")
+
+
+def _changed(lab: Path, statement: str) -> records.Sweep:
+    with sqlite3.connect(lab / "mlflow.db") as store:
+        for table in ("metrics", "latest_metrics"):
+            store.execute(statement.format(table=table))
+    store.close()
+    return records.read(lab, "collapse", baseline="shapes_cpu", overrides={"epochs": 8})
 
 
 @pytest.fixture
@@ -164,6 +187,8 @@ def values(row: str, seed: int, step: int) -> Iterator[tuple[str, float]]:
         yield "train/kl", kl * (1 + wobble)
         yield "train/loss", fraction * math.log(K) + kl * (1 + wobble)
         yield "runtime/images_per_second", 410.0 + seed
+        yield "runtime/train_minutes", (1.2 + 0.05 * seed + 0.4 * ROWS.index(row)) * progress
+        yield "runtime/peak_memory_mib", 900.0 + 64 * ROWS.index(row) + 5 * seed + 100 * progress
     if step % EVERY == 0:
         untrained = 36.0 + seed
         gain = {"both": 45.0, "centring only": -2.0, "sharpening only": -9.0}[row] * (1 - math.exp(-3 * progress))

@@ -3,12 +3,14 @@
 import hashlib
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
 
 from analysis import figures
 
@@ -85,6 +87,13 @@ def test_a_metric_without_records_leaves_its_panel_empty(sweep):
     assert not [line for line in figure.axes[KL].lines if len(line.get_xdata())]
 
 
+def test_data_without_labels_leave_the_panel_of_knn_empty(unlabelled):
+    figure = figures.curves(unlabelled)
+    assert figures.render(figure, "png")
+    assert not [line for line in figure.axes[KNN].lines if len(line.get_xdata())]
+    assert lines(figure, ENTROPY, figures.OKABE_ITO[0])
+
+
 def test_many_rows_have_as_many_colours(sweep):
     trials = sweep.trials.assign(row=[f"row {i}" for i in range(9)], row_index=range(9))
     handles = figures.curves(replace(sweep, trials=trials)).legends[0].legend_handles
@@ -95,10 +104,119 @@ def test_many_rows_have_as_many_colours(sweep):
 def test_the_factor_map_shows_the_means_of_rows_and_references(sweep):
     axes = figures.factors(sweep).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()][-2:] == ["untrained network", "raw pixels"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["class", "colour", "shape", "texture"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["colour", "shape", "texture"]
     shown = [text.get_text() for text in axes.texts]
-    assert shown[:4] == ["79", "79", "35", "35"]
-    assert shown[-4:] == ["62", "70", "32", "24"]
+    assert shown[:3] == ["79", "35", "35"]
+    assert shown[-3:] == ["70", "32", "24"]
+
+
+def panel(axes):
+    """The numbers in the cells of a map, its letters row by row, and its limits."""
+    (image,) = axes.images
+    letters = [text.get_text() for text in axes.texts]
+    width = image.get_array().shape[1]
+    return (
+        image.get_array().filled(np.nan),
+        list(map(list, zip(*[iter(letters)] * width, strict=True))),
+        image.get_clim(),
+    )
+
+
+def test_the_second_map_shows_the_difference_from_the_baseline_row_with_the_same_seed(sweep, recorded):
+    left, right = figures.factors(sweep).axes[:2]
+    numbers, letters, limits = panel(right)
+    wanted = [
+        [
+            np.mean([recorded(row, seed, 800)[name] - recorded("both", seed, 800)[name] for seed in seeds])
+            for name in ("factor/knn_top1_colour", "factor/knn_top1_shape", "factor/knn_top1_texture")
+        ]
+        # Seed 1 of "centring only" diverged, and seed 2 of "both" never ran.
+        for row, seeds in (("centring only", [0]), ("sharpening only", [0, 1]))
+    ]
+    assert np.isnan(numbers[0]).all()
+    np.testing.assert_allclose(numbers[1:], wanted)
+    assert letters == [["–", "–", "–"], ["−44", "−18", "−18"], ["−51", "−21", "−21"]]
+    assert limits == (-52, 52)
+    assert [label.get_text() for label in right.get_xticklabels()] == ["colour", "shape", "texture"]
+    assert not right.get_yticklabels()
+    assert right.get_ylim() == left.get_ylim() == (4.5, -0.5)
+
+
+def test_small_differences_are_signed_and_stay_pale(sweep):
+    colour = sweep.trials["row_index"].map({0: 50.0, 1: 52.4, 2: 49.7})
+    trials = sweep.trials.assign(**{f"factor/knn_top1_{name}": colour for name in ("colour", "shape", "texture")})
+    _, letters, limits = panel(figures.factors(replace(sweep, trials=trials)).axes[1])
+    assert letters == [["–"] * 3, ["+2"] * 3, ["0"] * 3]
+    assert limits == (-10, 10)
+
+
+def test_the_letters_of_a_map_stand_out_from_their_colour(sweep):
+    def luminance(color):
+        red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color))
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    knn = np.linspace(0, 100, 33)
+    trials = pd.DataFrame({"trial_id": map(str, range(33)), "row": map(str, range(33)), "row_index": range(33)})
+    trials = trials.assign(seed=0, state="finished", verdict="none", **{"factor/knn_top1_shape": knn})
+    figure = figures.factors(replace(sweep, trials=trials, baseline_row="16"))
+    for axes in figure.axes[:2]:
+        (image,) = axes.images
+        cells = [(text, value) for text, value in zip(axes.texts, image.get_array().ravel(), strict=True) if value]
+        assert len(cells) >= 32
+        for text, value in cells:
+            dark, light = sorted([luminance(text.get_color()), luminance(image.to_rgba(value))])
+            # That of WCAG for text.
+            assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+def test_one_row_has_no_difference_and_a_figure_of_one_map(sweep):
+    alone = replace(sweep, trials=sweep.trials[sweep.trials["row"] == "both"])
+    one, two = figures.factors(alone), figures.factors(sweep)
+    assert len([axes for axes in one.axes if axes.images]) == 1
+    assert len([axes for axes in two.axes if axes.images]) == 2
+    assert one.get_figwidth() < 3.5 < 6.5 < two.get_figwidth() < 7
+
+
+def test_a_factor_that_a_row_does_not_have_is_a_dash(of_two_data_sets):
+    left, right = figures.factors(of_two_data_sets).axes[:2]
+    assert [label.get_text() for label in left.get_xticklabels()] == ["colour", "digit", "shape", "texture"]
+    _, knn, _ = panel(left)
+    assert knn[:3] == [["79", "–", "35", "35"], ["35", "–", "17", "17"], ["28", "15", "–", "15"]]
+    assert knn[3:] == [["36", "–", "18", "18"], ["70", "–", "32", "24"]]
+    _, difference, limits = panel(right)
+    assert difference == [["–"] * 4, ["−44", "–", "−18", "−18"], ["−51", "–", "–", "−21"]]
+    assert limits == (-52, 52)
+
+
+def test_rows_of_which_no_trial_has_finished_have_maps_of_dashes(sweep):
+    figure = figures.factors(replace(sweep, trials=sweep.trials.assign(state="running")))
+    for axes in figure.axes[:2]:
+        _, letters, _ = panel(axes)
+        assert letters[:3] == [["–"] * 3] * 3
+    assert figures.render(figure, "png")
+
+
+@pytest.mark.parametrize("rows_number", [3, 20])
+def test_no_letters_of_the_factor_maps_overlap(sweep, rows_number):
+    """Labels of rows and factors, titles, and the numbers in the cells."""
+    labels = [f"without augmentation {i}" for i in range(rows_number)]
+    trials = pd.concat(
+        [
+            sweep.trials[sweep.trials["row"] == "both"].assign(row=label, row_index=i, state="finished")
+            for i, label in enumerate(labels)
+        ]
+    )
+    for number, name in enumerate(("background", "position")):
+        trials[f"factor/knn_top1_{name}"] = 10.0 + 80 * number
+    figure = figures.factors(replace(sweep, trials=trials, baseline_row=labels[0]))
+    figure.draw_without_rendering()
+    letters = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = {text: text.get_window_extent() for text in letters}
+    assert len(boxes) > 2 * 5 * rows_number
+    # Boxes of slanted letters overlap where the letters do not.
+    level = [text for text in letters if not text.get_rotation()]
+    assert not [(a, b) for a, b in combinations(level, 2) if boxes[a].overlaps(boxes[b])]
+    assert not [text for text, box in boxes.items() if figure.bbox.count_contains(box.corners()) < 4]
 
 
 def test_the_same_frames_give_the_same_bytes_whatever_the_users_style(sweep):

@@ -111,6 +111,46 @@ def test_the_page_says_what_was_asked_what_ended_how_and_how_to_repeat_it(page):
         assert words in page
 
 
+def test_what_it_cost_follows_what_the_features_know(page, written):
+    headings = re.findall("<h2>(.*?)</h2>", page)
+    assert headings[2:4] == ["What the features know", "What it cost"]
+    cost = page[page.index("What it cost") : page.index("How each trial ended")]
+    assert "1.23 ± 0.32" in cost
+    assert "<strong>" not in cost
+    assert 'class="reference' not in cost
+    assert {"cost.csv", "cost.md", "cost.tex"} <= {path.name for path in written.iterdir()}
+
+
+def test_records_of_before_costs_were_kept_have_a_report_without_them(sweep):
+    old = replace(sweep, trials=sweep.trials.drop(columns=["runtime/train_minutes", "runtime/peak_memory_mib"]))
+    files = report.contents(old)
+    assert not [name for name in files if name.startswith("cost")]
+    assert b"What it cost" not in files["report.html"]
+
+
+def test_data_without_labels_have_a_report(unlabelled):
+    files = report.contents(unlabelled)
+    assert not [name for name in files if name.startswith("factors")]
+    page = files["report.html"].decode()
+    assert "What the features know" not in page
+    assert 'class="reference' not in page
+    assert "k-NN: no trial has it" in page
+
+
+def test_rows_on_data_with_different_factors_have_a_report(of_two_data_sets):
+    files = report.contents(of_two_data_sets)
+    header = files["factors.md"].decode().splitlines()[0]
+    assert re.findall(r"\w+", header) == ["colour", "digit", "shape", "texture"]
+    assert files["factors.pdf"]
+    assert "less that of both with the same seed" in files["report.html"].decode()
+
+
+def test_one_row_has_a_report_without_a_word_of_differences(sweep):
+    page = report.contents(replace(sweep, trials=sweep.trials[sweep.trials["row"] == "both"]))["report.html"].decode()
+    assert '<img class="factors"' in page
+    assert "with the same seed" not in page
+
+
 def test_what_a_person_wrote_is_text_and_never_markup(sweep):
     evil = "<script>alert(1)</script>"
     named = replace(

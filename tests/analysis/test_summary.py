@@ -94,6 +94,15 @@ def test_differences_without_spread_have_no_warning_and_the_limit_of_p(values, p
     assert table.loc["a", "p"] == pytest.approx(p, nan_ok=True)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("values", "p"), [([12.4, 10.6, 15.0], 0.0), ([12.1 + 2e-15, 10.3, 14.7], math.nan)])
+def test_differences_that_are_equal_but_for_rounding_have_no_spread(values, p):
+    base = [12.1, 10.3, 14.7]
+    assert len({value - other for value, other in zip(values, base, strict=True)}) > 1
+    table = summary.differences(trials({"base": base, "a": values}), "metric", baseline_row="base")
+    assert table.loc["a", "p"] == pytest.approx(p, nan_ok=True)
+
+
 def test_a_trial_that_did_not_finish_has_no_final_value():
     table = summary.means(trials({"a": [10.0, 20.0, math.nan], "b": [math.nan] * 3}), "metric")
     assert table.loc["a", ["n", "mean"]].to_list() == [2, 15]

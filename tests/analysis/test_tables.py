@@ -1,5 +1,6 @@
 """Tables: golden files, and what marks, bold and published numbers say."""
 
+import math
 import shutil
 import subprocess
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import tables
+from analysis import summary, tables
 from analysis.published import published
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,6 +31,9 @@ def renamed(sweep, labels, **changes):
         ("factors.md", lambda sweep: tables.markdown(tables.factors_table(sweep))),
         ("factors.tex", lambda sweep: tables.latex(tables.factors_table(sweep), label="collapse-factors")),
         ("factors.csv", lambda sweep: tables.csv(tables.factors(sweep))),
+        ("cost.md", lambda sweep: tables.markdown(tables.cost_table(sweep))),
+        ("cost.tex", lambda sweep: tables.latex(tables.cost_table(sweep), label="collapse-cost")),
+        ("cost.csv", lambda sweep: tables.csv(tables.cost(sweep))),
     ],
 )
 def test_tables_are_the_golden_ones_byte_for_byte(sweep, name, text):
@@ -84,6 +88,82 @@ def test_no_factor_makes_no_factor_table(sweep):
     assert tables.factors(replace(sweep, trials=without)).empty
 
 
+def test_a_factor_has_its_difference_from_the_baseline_row_in_a_column_of_its_own(sweep):
+    table = tables.factors(sweep)
+    wanted = summary.differences(sweep.trials, "factor/knn_top1_shape", baseline_row="both")
+    for number in ("n", "mean", "half"):
+        column = table[f"shape_difference_{number}"]
+        pd.testing.assert_series_equal(column.iloc[:3], wanted[number], check_names=False)
+        assert column.iloc[3:].isna().all()
+    assert tables.factor_names(table) == ["colour", "shape", "texture"]
+    assert list(tables.factors_table(sweep).cells) == ["colour", "shape", "texture"]
+
+
+def test_a_factor_that_a_row_does_not_have_is_missing(of_two_data_sets):
+    table = tables.factors(of_two_data_sets)
+    assert tables.factor_names(table) == ["colour", "digit", "shape", "texture"]
+    assert table["digit_n"].to_list() == [0, 0, 3, 0, 0]
+    assert table["shape_n"].to_list() == [2, 2, 0, 2, 2]
+    shown = tables.factors_table(of_two_data_sets)
+    assert list(shown.cells["digit"]) == ["", "", "14.6 ± 0.4", "", ""]
+    assert shown.cells.loc["sharpening only †", "shape"] == ""
+    assert shown.best["digit"] == [2]
+
+
+def test_data_without_labels_have_a_table_without_knn(unlabelled, sweep):
+    table = tables.arms(unlabelled)
+    assert list(table.index) == ["both", "centring only", "sharpening only"]
+    assert table["knn_n"].to_list() == [0, 0, 0]
+    shown, labelled = tables.arms_table(unlabelled), tables.arms_table(sweep)
+    assert list(shown.cells["k-NN %"]) == ["", "", ""]
+    assert shown.best == {"k-NN %": []}
+    assert {"Δ k-NN", "p"}.isdisjoint(shown.cells)
+    assert shown.notes[2:] == ["k-NN: no trial has it, as on data without labels."]
+    others = [column for column in shown.cells if column != "k-NN %"]
+    pd.testing.assert_frame_equal(shown.cells[others], labelled.cells[others].iloc[:3])
+    assert tables.factors(unlabelled).empty
+
+
+def test_a_table_without_references_has_no_rule_above_them(unlabelled):
+    for table in (tables.arms_table(unlabelled), tables.cost_table(unlabelled)):
+        assert table.references == 0
+        assert tables.latex(table, label="x").count(r"\midrule") == 1
+
+
+def test_records_without_minutes_make_no_table_of_cost(sweep):
+    old = sweep.trials.drop(columns=["runtime/train_minutes", "runtime/peak_memory_mib"])
+    assert tables.cost(replace(sweep, trials=old)).empty
+
+
+def test_a_row_without_a_cost_stays_in_the_table(sweep):
+    trials = sweep.trials.copy()
+    trials.loc[trials["row"] == "both", ["runtime/train_minutes", "runtime/peak_memory_mib"]] = math.nan
+    cells = tables.cost_table(replace(sweep, trials=trials)).cells
+    assert cells.loc["both"].to_list() == ["2/3", "", "", "410 ± 6"]
+
+
+@pytest.mark.parametrize(("minutes", "shown"), [(0.5, "0.50"), (5.0, "5.00"), (45.9, "45.9"), (4356, "4356")])
+def test_a_cost_has_three_digits_and_at_most_two_decimals(sweep, minutes, shown):
+    trials = sweep.trials[sweep.trials["seed"] == 0].assign(**{"runtime/train_minutes": float(minutes)})
+    assert list(tables.cost_table(replace(sweep, trials=trials)).cells["training, min"]) == [shown] * 3
+
+
+def test_the_papers_cost_stands_beside_ours_with_its_source_once(sweep):
+    asked = renamed(
+        sweep, ["2+0", "2+2", "y"], published="crop_count", paper_rows={"2+0": "2x224", "2+2": "2x224+2x96"}
+    )
+    table = tables.cost_table(asked)
+    assert list(table.cells["paper hours"]) == ["15.3 / 45.9 (2x224)", "17.0 / 51.0 (2x224+2x96)", ""]
+    assert list(table.cells["paper GiB a GPU"]) == ["9.3 / 9.3 (2x224)", "10.5 / 10.5 (2x224+2x96)", ""]
+    (note,) = [note for note in table.notes if "arXiv" in note]
+    assert note == (
+        "paper hours, paper GiB a GPU (in brackets the paper's own value): arXiv:2104.14294, Table 8, ViT-S/16,"
+        " ImageNet-1k, 100 epochs, two 8-GPU machines / Table 8, ViT-S/16, ImageNet-1k, 300 epochs, two 8-GPU machines."
+    )
+    assert "paper_linear_top1" not in tables.cost(asked)
+    assert "paper_wall_hours" not in tables.arms(asked)
+
+
 def test_a_published_number_stands_beside_the_row_of_its_name(sweep):
     asked = renamed(sweep, ["0.04", "0.08", "0.05"], published="teacher_temperature")
     table = tables.arms_table(asked)
@@ -136,7 +216,8 @@ def test_labels_are_escaped(sweep):
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_compiles(sweep, tmp_path):
     asked = renamed(sweep, ["50 % & a_b", "0.04->0.07", "<x>{#$^~\\}"])
-    body = tables.latex(tables.arms_table(asked), label="a") + tables.latex(tables.factors_table(asked), label="b")
+    made = (tables.arms_table, tables.factors_table, tables.cost_table)
+    body = "".join(tables.latex(table(asked), label=table.__name__) for table in made)
     document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "page.tex").write_text(document)
     subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True, capture_output=True)
