@@ -123,8 +123,8 @@ def with_data(asked: Asked, *, progress: "Progress", download: bool = False, tra
     """The same, with the digest of images that lie in files in its trials, so that trials of other images are others.
 
     Args:
-        download: Whether a data set that is not there may be fetched.
-        training: Whether every data set must be there, and not only those that lie in files.
+        download: Whether a data set that is not there may be fetched, to train on it.
+        training: Whether every data set must be there, and hold what is asked of it.
     """
     trials = [each.trial for each in asked.labelled]
     there = ready(trials, asked.lab, progress=progress, download=download, training=training)
@@ -140,8 +140,10 @@ def ready(
 
     sets = {data: data for trial in trials for data in (trial.data, trial.judged)}
     for data in sets:
-        if training or isinstance(data, EncodedSource):
+        if training:
             sets[data] = data.prepare(data_dir(lab), download=download, progress=progress)
+        elif isinstance(data, EncodedSource):
+            sets[data] = data.with_digest(data_dir(lab), progress=progress)
 
     def with_digests(trial: "Trial") -> "Trial":
         found = {"data": sets[trial.data]} | ({"evals.data": sets[trial.judged]} if trial.judged != trial.data else {})

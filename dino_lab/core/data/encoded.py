@@ -89,13 +89,17 @@ class EncodedSource(Source):
     """What the training and the test split hold; filled in when a trial is prepared. None takes what lies there."""
 
     def prepare(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
+        prepared = self.with_digest(data_dir, download=download, progress=progress)
+        return super(EncodedSource, prepared).prepare(data_dir)
+
+    def with_digest(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
+        """These settings with the digest of what lies there, which tells trials of other images apart."""
         train = self.read("train", data_dir, download=download, progress=progress)
         raw = [train]
         if train.labels and self.evaluation_split == "test":
             raw.append(self.read("test", data_dir, download=download, progress=progress))
         # Side by side and not one of both, so that a split can be told to have changed without a look at the other.
-        prepared = self.but({"digest": "-".join(images.digest[:16] for images in raw)})
-        return super(EncodedSource, prepared).prepare(data_dir)
+        return self.but({"digest": "-".join(images.digest[:16] for images in raw)})
 
     def read(self, split: Split, data_dir: Path, *, download: bool, progress: Progress) -> ImageSet:
         listing = self.listing(split, data_dir, download=download)
