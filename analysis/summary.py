@@ -58,14 +58,29 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     """By row: final value minus that of the baseline row with the same seed: n pairs, mean, half-width, p, p_holm.
 
     p is of the two-sided paired t-test; p_holm is corrected for all rows that have one. Seeds that finished in only
-    one of the two rows make no pair. The baseline row itself is missing.
+    one of the two rows make no pair, nor do trials that are judged by other images. The baseline row itself is missing.
     """
     values = final(trials).pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
+    images = _judged_by(trials)
+    values[images.reindex(values.index) != images[baseline_row]] = np.nan
     pairs = values.drop(index=baseline_row) - values.loc[baseline_row]
     table = _intervals({row: pairs.loc[row] for row in pairs.index})
     table["p"] = [p_value(pairs.loc[row]) for row in pairs.index]
     table["p_holm"] = holm(table["p"])
     return table.reindex(rows(trials))
+
+
+def _judged_by(trials: pd.DataFrame) -> "pd.Series[str]":
+    """By row: what its trials' k-NN is of, the images and which of their factors is the class."""
+    first = trials.drop_duplicates("row").set_index("row")
+    kinds = first.get("param:evals.data.kind", pd.Series("same", index=first.index))
+    knobs = ("kind", "root", "path", "test_shards", "classes", "class_factor")
+
+    def judged(row: str) -> str:
+        section = "data" if kinds[row] == "same" else "evals.data"
+        return " ".join(str(first.at[row, name]) for knob in knobs if (name := f"param:{section}.{knob}") in first)
+
+    return pd.Series({row: judged(row) for row in first.index})
 
 
 def untrained(trials: pd.DataFrame, curves: pd.DataFrame, metric: str, *, row: str) -> "pd.Series[float]":

@@ -84,20 +84,24 @@ def arms(sweep: Sweep) -> pd.DataFrame:
 def factors(sweep: Sweep) -> pd.DataFrame:
     """k-NN of every factor by row, and its difference from the baseline row: n, mean and half-width of each.
 
-    No columns if no factor was evaluated.
+    References are of the baseline row, or of the first row that is judged by images with the factor. No columns if no
+    factor was evaluated.
     """
     columns = [column for column in map(str, sweep.trials) if column.startswith(names.FACTOR_KNN)]
     parts = []
     for column in columns:
         factor = column.removeprefix(names.FACTOR_KNN)
+        means = summary.means(sweep.trials, column)
+        rows = [sweep.baseline_row, *means.index]
+        having = next((row for row in rows if means.at[row, "n"]), sweep.baseline_row)
         at_start = [
-            summary.untrained(sweep.trials, sweep.curves, metric, row=sweep.baseline_row)
+            summary.untrained(sweep.trials, sweep.curves, metric, row=having)
             for metric in (column, names.FACTOR_PIXELS_KNN + factor)
         ]
         references = pd.DataFrame(at_start, index=[UNTRAINED, PIXELS])
         differences = summary.differences(sweep.trials, column, baseline_row=sweep.baseline_row)
         parts += [
-            pd.concat([summary.means(sweep.trials, column), references]).add_prefix(f"{factor}_"),
+            pd.concat([means, references]).add_prefix(f"{factor}_"),
             differences[["n", "mean", "half"]].add_prefix(f"{factor}{_DIFFERENCE}_"),
         ]
     return pd.concat(parts, axis="columns").rename_axis(index="arm") if parts else pd.DataFrame()

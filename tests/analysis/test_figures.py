@@ -182,7 +182,7 @@ def test_a_factor_that_a_row_does_not_have_is_a_dash(of_two_data_sets):
     assert [label.get_text() for label in left.get_xticklabels()] == ["colour", "digit", "shape", "texture"]
     _, knn, _ = panel(left)
     assert knn[:3] == [["79", "–", "35", "35"], ["35", "–", "17", "17"], ["28", "15", "–", "15"]]
-    assert knn[3:] == [["36", "–", "18", "18"], ["70", "–", "32", "24"]]
+    assert knn[3:] == [["36", "18", "18", "18"], ["70", "32", "32", "24"]]
     _, difference, limits = panel(right)
     assert difference == [["–"] * 4, ["−44", "–", "−18", "−18"], ["−51", "–", "–", "−21"]]
     assert limits == (-52, 52)

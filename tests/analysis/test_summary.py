@@ -88,6 +88,32 @@ def test_a_seed_that_is_missing_in_either_row_makes_no_pair():
     assert table.loc["a", "p_holm"] == table.loc["a", "p"]
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"param:data.kind": "digits"},
+        {"param:evals.data.kind": "digits"},
+        {"param:data.class_factor": "shape"},
+        {"param:evals.data.kind": "shapes", "param:evals.data.class_factor": "shape"},
+    ],
+)
+def test_rows_that_are_judged_by_other_images_have_no_difference(others):
+    frame = trials({"base": [1.0, 2.0], "a": [3.0, 5.0], "b": [4.0, 7.0]})
+    knobs = {"data.kind": "shapes", "data.class_factor": "color", "evals.data.kind": "same"}
+    frame = frame.assign(**{f"param:{knob}": value for knob, value in knobs.items()})
+    frame["param:evals.data.class_factor"] = None
+    for knob, value in others.items():
+        frame.loc[frame["row"] == "b", knob] = value
+    table = summary.differences(frame, "metric", baseline_row="base")
+    assert table.loc["a", "mean"] == 2.5
+    assert table.loc["b", "n"] == 0
+    # Of trials that train on something else and are judged by the same images there is one.
+    frame["param:evals.data.kind"] = "digits"
+    assert summary.differences(frame, "metric", baseline_row="base").loc["b", "n"] == (
+        0 if others.get("param:evals.data.class_factor") else 2
+    )
+
+
 @pytest.mark.parametrize(("values", "p"), [([5.0, 5.0, 5.0], math.nan), ([4.0, 4.0, 4.0], 0.0)])
 def test_differences_without_spread_have_no_warning_and_the_limit_of_p(values, p):
     table = summary.differences(trials({"base": [5.0, 5.0, 5.0], "a": values}), "metric", baseline_row="base")
