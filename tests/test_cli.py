@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -205,6 +206,72 @@ def test_trial_is_trained_once_and_then_known_to_plan_and_status() -> None:
     assert plan["seconds_left"] == pytest.approx(2 * plan["trials"][0]["seconds"])
     states = [trial["state"] for trial in json.loads(answer("status", "collapse", *options))["trials"]]
     assert states == ["finished", "waiting", "waiting"]
+
+
+# -------------------------------------------------------------------- data
+
+
+@pytest.fixture
+def photographs(folder: Path) -> Path:
+    """Two classes of eight pictures to train on, of two to judge by."""
+    for split, number in (("train", 8), ("val", 2)):
+        for name in ("cat", "dog"):
+            (folder / "pets" / split / name).mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (20 + i, 30), (30 * i, 99, 0)).save(folder / "pets" / split / name / f"{i}.png")
+    return folder / "pets"
+
+
+FILES = ["--baseline", "smoke", "--set", "data.kind=imagefolder", "--set", "data.root=pets"]
+
+
+def test_data_as_json_tells_splits_classes_and_where_the_sheet_is(photographs: Path) -> None:
+    told = json.loads(answer("data", "imagefolder", *FILES, "--json"))
+    assert {role: (of["split"], of["images"]) for role, of in told["splits"].items()} == {
+        "training": ("train", 16),
+        "neighbours": ("bank", 16),
+        "evaluation": ("test", 4),
+    }
+    assert told["class_counts"]["training"] == {"cat": 8, "dog": 8}
+    assert told["skipped"] == {}
+    with Image.open(told["sheet"]) as sheet:
+        assert sheet.height > 8 * 100
+
+
+def test_data_shows_what_could_not_be_decoded(photographs: Path) -> None:
+    (photographs / "train" / "cat" / "notes.txt").write_text("no image")
+    stopped = invoke("data", "imagefolder", *FILES)
+    assert stopped.exit_code == 2
+    assert "1 of 17 images in pets/train cannot be decoded" in stopped.stderr
+    assert "train/cat/notes.txt" in stopped.stderr
+    shown = answer("data", "imagefolder", *FILES, "--set", "data.bad_images=skip")
+    assert "1 images could not be decoded and are left out:\ntrain/cat/notes.txt: no image" in shown
+
+
+def test_nothing_is_downloaded_unless_it_is_asked_for(folder: Path) -> None:
+    for command in (["data", "cifar10"], ["train", *SMOKE[:2], "--set", "data.kind=cifar10"]):
+        missing = invoke(*command)
+        assert missing.exit_code == 2
+        assert "data.kind = 'cifar10'" in missing.stderr
+        assert "`--download` fetches it" in missing.stderr
+        assert str(folder / "lab" / "data" / "downloads") in missing.stderr
+    assert not (folder / "lab" / "trials").exists()
+
+
+def test_a_trial_of_other_images_is_another_trial(photographs: Path, folder: Path) -> None:
+    def trained() -> set[str]:
+        answer("train", *FILES, "--set", "epochs=1", "--set", "optimizer.warmup_epochs=1")
+        return {path.name for path in (folder / "lab" / "trials").iterdir()}
+
+    first = trained()
+    assert len(first) == 1
+    assert trained() == first
+    plan = ["plan", "collapse", "--baseline", "smoke", "--seeds", "0", *FILES[2:], "--json"]
+    before = json.loads(answer(*plan))["trials"]
+    Image.new("RGB", (20, 30), "white").save(photographs / "train" / "cat" / "0.png")
+    assert len(trained()) == 2
+    after = json.loads(answer(*plan))["trials"]
+    assert all(a["trial_id"] != b["trial_id"] for a, b in zip(before, after, strict=True))
 
 
 def test_a_trained_trial_is_exported_in_both_layouts_and_never_written_over(folder: Path) -> None:
