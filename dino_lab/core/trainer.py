@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     images = trial.data.build("train", data_dir)
     evaluation = Evaluation(trial, data_dir)
     data = {"training": images, **evaluation.images}
-    (workdir / DATA).write_text(json.dumps({role: image_set.facts for role, image_set in data.items()}, indent=2))
+    digests = {role: image_set.digest for role, image_set in data.items()}
     batches = Batches(
         images,
         batch_size=trial.batch_size,
@@ -90,12 +91,16 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         state = checkpoint.load(resume_from, device=device)
         if state["trial"] != trial.identity:
             raise ValueError(f"checkpoint {resume_from} is of trial {state['trial']}, not of {trial.identity}")
-        if state["data"] != images.digest:
-            raise ValueError(f"checkpoint {resume_from} is of other images than those in {images.source}")
+        for role, image_set in data.items():
+            if state["data"].get(role) != image_set.digest:
+                raise ValueError(
+                    f"checkpoint {resume_from} is of other images for {role} than are in {image_set.source}"
+                )
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         first_step, verdict, seconds = state["step"], Verdict(**state["verdict"]), state["seconds"]
-    else:
+    _tell(workdir / DATA, {role: image_set.facts for role, image_set in data.items()})
+    if not resume_from:
         yield Record(0, 0.0, time.time(), evaluation.untrained(method.encoders()))
 
     # ------------------------------------------------------------------ loop
@@ -167,7 +172,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 "step": done,
                 "epoch": done // steps_per_epoch,
                 "finished": done == steps,
-                "data": images.digest,
+                "data": digests,
                 "seconds": seconds,
                 "judged": next(iter(method.encoders())),
                 "method": method.state_dict(),
@@ -181,3 +186,10 @@ def _peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _tell(path: Path, facts: dict[str, Any]) -> None:
+    """Whole or not at all: it may be read at any time."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(facts, indent=2))
+    new.replace(path)

@@ -104,6 +104,13 @@ class Trial(Settings):
             unused = name == "local_crops_size" and self.crops.local_crops_number == 0
             if size % patch and not unused:
                 wrong.append(f"crops.{name} = {size}: must be a multiple of the backbone's patch size, {patch}")
+        if self.crops.backend == "batched" and self.data.image_size is None:
+            wrong.append("crops.backend = 'batched': needs images that are kept at one size, by data.image_size")
+        if self._judges_what_it_trains_on():
+            wrong.append(
+                "evals.data.evaluation_split = 'held_out': holds out images of the data that is trained on, of which "
+                f"data.evaluation_split = {self.data.evaluation_split!r} trains on all"
+            )
         if self.method.kind in ("mae", "masked") and not self.backbone.has_tokens:
             wrong.append(
                 f"backbone.name = {self.backbone.name!r}: has no patches to hide, which method.kind = "
@@ -114,6 +121,13 @@ class Trial(Settings):
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _judges_what_it_trains_on(self) -> bool:
+        """Whether images are held out by the judging section alone, of a data set that training takes whole."""
+        chosen = {"fraction", "classes", "evaluation_split", "class_factor", "image_size", "bad_images", "digest"}
+        trained, judged = (section.model_dump(exclude=chosen) for section in (self.data, self.judged))
+        held_out = self.judged.evaluation_split == "held_out" and self.data.evaluation_split != "held_out"
+        return held_out and trained == judged
 
     @property
     def judged(self) -> AnyData:

@@ -310,16 +310,19 @@ def test_time_is_counted_over_all_attempts(short: Trial, tmp_path: Path) -> None
 # ----------------------------------------------------------------------------------------------------- errors
 
 
-def test_a_checkpoint_of_other_images_is_refused(short: Trial, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changed", "role"), [("train", "training"), ("val", "evaluation")])
+def test_a_checkpoint_of_other_images_is_refused(short: Trial, changed: str, role: str, tmp_path: Path) -> None:
     root = tmp_path / "photographs"
     for split, name, color in itertools.product(("train", "val"), "ab", range(8)):
         (root / split / name).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (20, 20), (30 * color, 0, 0)).save(root / split / name / f"{color}.png")
     trial = short.but({"data.kind": "imagefolder", "data.root": str(root), "data.image_size": 16})
     run(trial, tmp_path / "work")
-    Image.new("RGB", (20, 20), "white").save(root / "train" / "a" / "0.png")
-    with pytest.raises(ValueError, match="is of other images than those in"):
+    told = (tmp_path / "work" / DATA).read_text()
+    Image.new("RGB", (20, 20), "white").save(root / changed / "a" / "0.png")
+    with pytest.raises(ValueError, match=f"is of other images for {role} than are in {root / changed}"):
         run(trial, tmp_path / "work", resume_from=tmp_path / "work" / CHECKPOINT)
+    assert (tmp_path / "work" / DATA).read_text() == told
 
 
 def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged(short: Trial, tmp_path: Path) -> None:

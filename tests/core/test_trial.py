@@ -54,6 +54,14 @@ SIZE = {"epochs": 2, "data.train_images": 48}
         ({"data.kind": "cifra10"}, r"data\.kind = 'cifra10': allowed are 'shapes', 'digits'"),
         ({"data.kind": "imagefolder"}, r"data\.root: has no default; must be set"),
         ({"crops.local.scale": [0.5, 0.2]}, r"crops\.local\.scale = \[0\.5, 0\.2\]: allowed is 0 < min <= max <= 1"),
+        (
+            {"data.kind": "imagefolder", "data.root": "x", "data.image_size": None, "crops.backend": "batched"},
+            r"crops\.backend = 'batched': needs images that are kept at one size, by data\.image_size",
+        ),
+        (
+            {"data.kind": "digits", "evals.data.kind": "digits", "evals.data.evaluation_split": "held_out"},
+            r"evals\.data\.evaluation_split = 'held_out': .* of which data\.evaluation_split = 'test' trains on all",
+        ),
         ({"crops.hue": 0.1}, r"unknown knob 'crops\.hue'; did you mean 'crops\.global_1\.hue'"),
         ({"method.teacher_tmp": 0.1}, r"unknown knob 'method\.teacher_tmp'; did you mean 'method\.loss\.teacher_temp'"),
         ({"teacher_temp": 0.1}, r"unknown knob 'teacher_temp'; did you mean 'method\.loss\.teacher_temp'"),
@@ -68,6 +76,12 @@ SIZE = {"epochs": 2, "data.train_images": 48}
 def test_a_trial_that_cannot_be_run_is_refused(smoke: Trial, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(KnobError, match=message):
         smoke.but(SIZE).but(changes)
+
+
+def test_images_may_be_held_out_of_a_data_set_that_is_not_trained_on_or_holds_them_out_too(smoke: Trial) -> None:
+    held_out = {"evals.data.kind": "digits", "evals.data.evaluation_split": "held_out"}
+    smoke.but(held_out)
+    smoke.but({"data.kind": "digits", "data.evaluation_split": "held_out", **held_out})
 
 
 def test_all_that_is_wrong_is_said_at_once(smoke: Trial) -> None:

@@ -13,8 +13,8 @@ from dino_lab.core.data.crops import Crops, multi_crop, whole
 from dino_lab.core.data.images import ImageSet
 from dino_lab.core.data.random import order
 
-_CHUNK = 64
-"""Images whose crops a processor makes at once: few enough that they stay in its cache."""
+_SMALL_IMAGES, _PHOTOGRAPHS = 64, 8
+"""Images that a processor works on at once: few enough for its cache if they are small, and for the memory if not."""
 _WHOLE_IMAGES = 256
 """Images that are evaluated at once."""
 
@@ -45,8 +45,7 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         if epoch != self._epoch:  # sorting all images once an epoch, not once a step
             self._epoch, self._order = epoch, order(self.seed, epoch, len(self.images))
         indices = self._order[place * self.batch_size :][: self.batch_size]
-        chunk = _CHUNK if self.device.type == "cpu" else self.batch_size
-        parts = [self._crops(indices[start : start + chunk], epoch) for start in range(0, len(indices), chunk)]
+        parts = [self._crops(part, epoch) for part in _parts(indices, self.images, self.device)]
         global_crops, local_crops = (torch.cat(crops, dim=1) for crops in zip(*parts, strict=True))
         return global_crops, local_crops, self.labels[torch.from_numpy(indices)]
 
@@ -54,7 +53,7 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self, indices: Int64[np.ndarray, "b"], epoch: int
     ) -> tuple[Float[Tensor, "G b 3 S S"], Float[Tensor, "L b 3 s s"]]:
         images = self.images.images(indices)
-        if isinstance(images, Tensor) and self.crops.backend != "per_image":
+        if isinstance(images, Tensor) and self.crops.is_batched(images):
             images = images.to(self.device)
         return multi_crop(images, indices, seed=self.seed, epoch=epoch, crops=self.crops)
 
@@ -72,11 +71,21 @@ class Wholes(Dataset[Tensor]):
         self.chunks = np.array_split(np.arange(len(images)), max(1, -(-len(images) // _WHOLE_IMAGES)))
 
     def __getitem__(self, chunk: int) -> Float[Tensor, "b 3 size size"]:
-        return whole(self.images.images(self.chunks[chunk]), self.size)
+        parts = _parts(self.chunks[chunk], self.images, torch.device("cpu"))
+        return torch.cat([whole(self.images.images(part), self.size) for part in parts])
 
     def load(self, *, loader_workers: int) -> Iterator[Tensor]:
         """All of them in order, made by this many processes ahead of time, or here if 0."""
         return _loaded(self, range(len(self.chunks)), loader_workers, pinned=True)
+
+
+def _parts(indices: Int64[np.ndarray, "B"], images: ImageSet, device: torch.device) -> Iterator[Int64[np.ndarray, "b"]]:
+    """The indices, as many at a time as are worked on at once."""
+    size = len(indices)
+    if device.type == "cpu":
+        size = _SMALL_IMAGES if isinstance(images.pixels, Tensor) else _PHOTOGRAPHS
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
 
 
 def _loaded(dataset: Dataset[Any], sampler: Iterable[int], loader_workers: int, *, pinned: bool) -> Iterator[Any]:

@@ -54,21 +54,12 @@ class Crops(Settings):
     """Local crops."""
     backend: Literal["auto", "batched", "per_image"] = "auto"
     """How boxes are resized: batched, all images at once, which must be kept at one size; or per image, box by box, in
-    8 bits as PIL does it. Alike up to this rounding. "auto" is batched for images kept at up to 48 pixels, and on a
-    GPU."""
+    8 bits as PIL does it. Alike up to this rounding. "auto" is batched for images kept at up to 48 pixels: for larger
+    ones it is slower on a processor, though not on a GPU."""
 
     def is_batched(self, images: Images) -> bool:
-        """Whether crops of these images are made of all of them at once.
-
-        Raises:
-            ValueError: they are to be, and have not one size.
-        """
-        if isinstance(images, Tensor):
-            quicker = images.device.type != "cpu" or max(images.shape[1:3]) <= _BATCHED_SIZE
-            return self.backend == "batched" or (self.backend == "auto" and quicker)
-        if self.backend == "batched":
-            raise ValueError("crops.backend = 'batched': needs images of one size; set data.image_size")
-        return False
+        """Whether crops of these images are made of all of them at once."""
+        return self.backend == "batched" if self.backend != "auto" else _are_small(images)
 
 
 def multi_crop(
@@ -102,7 +93,7 @@ def whole(images: Images, size: int) -> Float[Tensor, "B 3 size size"]:
     boxes = np.stack(((heights - side) // 2, (widths - side) // 2, side, side), axis=-1)[:, None]
     unflipped = np.zeros((len(images), 1), dtype=bool)
     return _normalised(
-        _resized(images, boxes, unflipped, size=size, interpolation="bicubic", batched=Crops().is_batched(images))
+        _resized(images, boxes, unflipped, size=size, interpolation="bicubic", batched=_are_small(images))
     )
 
 
@@ -143,6 +134,10 @@ def apply(images: Images, draws: Draws, view: View, *, size: int, batched: bool)
     out = torch.empty(number * batch, 3, size, size, device=crops.device)
     out.index_copy_(0, pixels.to(crop * batch + image, crops), crops)
     return out.view(number, batch, 3, size, size)
+
+
+def _are_small(images: Images) -> bool:
+    return isinstance(images, Tensor) and max(images.shape[1:3]) <= _BATCHED_SIZE
 
 
 def _sides(images: Images) -> tuple[Int64[np.ndarray, "B"], Int64[np.ndarray, "B"]]:

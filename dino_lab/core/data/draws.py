@@ -214,8 +214,9 @@ def _boxes(
     some = fits.any(axis=-1)
 
     whole_ratio = np.clip(width / height, *view.ratio)
-    h = np.where(some, _first(heights, fits), np.minimum(height, np.rint(width / whole_ratio).astype(np.int64)))
-    w = np.where(some, _first(widths, fits), np.minimum(width, np.rint(height * whole_ratio).astype(np.int64)))
+    # At least a pixel, which torchvision does not see to.
+    h = np.where(some, _first(heights, fits), np.clip(np.rint(width / whole_ratio).astype(np.int64), 1, height))
+    w = np.where(some, _first(widths, fits), np.clip(np.rint(height * whole_ratio).astype(np.int64), 1, width))
     top = np.where(some, np.floor(u[..., _TOP] * (height - h + 1)), (height - h) // 2)
     left = np.where(some, np.floor(u[..., _LEFT] * (width - w + 1)), (width - w) // 2)
     return np.stack((top.astype(np.int64), left.astype(np.int64), h, w), axis=-1)

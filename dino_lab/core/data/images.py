@@ -72,6 +72,7 @@ class ImageSet:
             "size": f"{width} x {height}" if width else "each its own",
             "digest": self.digest,
             "source": self.source,
+            "skipped": len(self.skipped),
         }
 
     def images(self, chosen: Int64[np.ndarray, "B"]) -> UInt8[Tensor, "B H W 3"] | list[UInt8[Tensor, "H W 3"]]:

@@ -71,7 +71,7 @@ def test_an_image_gets_the_same_crops_for_any_number_of_workers_and_batch_size(
     assert_same(crops_of_each(batches, epochs=2, loader_workers=loader_workers), expected)
 
 
-def test_ranks_that_share_a_batch_make_the_crops_that_one_would(images: ImageSet) -> None:
+def test_parts_of_a_batch_as_ranks_would_share_it_are_the_crops_of_the_whole(images: ImageSet) -> None:
     batches = Batches(images, batch_size=12, seed=3, crops=CROPS, device=CPU)
     global_crops, local_crops, _ = batches[1]
     indices = order(3, 0, IMAGES)[12:24]

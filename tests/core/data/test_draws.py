@@ -69,6 +69,14 @@ def test_boxes_are_distributed_as_torchvisions(
     assert ours[:, :2].min() == 0
 
 
+@pytest.mark.parametrize(("ratio", "height", "width"), [((3.0, 4.0), 40, 1), ((0.1, 0.2), 1, 40)])
+def test_a_box_has_at_least_a_pixel_whatever_is_asked_for(ratio: tuple[float, float], height: int, width: int) -> None:
+    boxes = drawn_for(View(ratio=ratio), height, width, images=50).boxes
+    assert (boxes[..., 2:] >= 1).all()
+    assert (boxes[..., 0] + boxes[..., 2] <= height).all()
+    assert (boxes[..., 1] + boxes[..., 3] <= width).all()
+
+
 @pytest.mark.parametrize(
     ("ratio", "height", "width"),
     [((3.0, 4.0), 40, 32), ((0.1, 0.2), 40, 32), ((0.75, 1.25), 40, 41), ((1.0, 1.0), 9, 9)],
