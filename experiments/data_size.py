@@ -1,8 +1,8 @@
 """How many images does DINO need, if it trains for as many steps?
 
 Expect: fewer images, each seen more often, are worse below some number; the paper has no such table. Each level is a
-fraction of each class's training images, which also are fewer neighbours for k-NN, with epochs and what is counted in
-epochs stretched so that there are as many steps.
+fraction of each class's training images, with epochs and what is counted in epochs stretched so that there are about as
+many steps. k-NN takes its neighbours from all of them in every row.
 
 Command: dino-lab run data_size
 Cost: 15 trials on shapes_cpu, about 9 minutes on 2 cores.

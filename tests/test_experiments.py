@@ -42,6 +42,7 @@ def test_every_ablation_of_the_paper_and_of_data_is_there() -> None:
     assert set(NAMES) >= {
         "attention_heads",
         "augmentation",
+        "augmentation_alone",
         "batch_size",
         "center_momentum",
         "centering_operation",
