@@ -61,7 +61,7 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     one of the two rows make no pair, nor do trials that are judged by other images. The baseline row itself is missing.
     """
     values = final(trials).pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
-    images = _judged_by(trials)
+    images = judged_by(trials)
     values[images.reindex(values.index) != images[baseline_row]] = np.nan
     pairs = values.drop(index=baseline_row) - values.loc[baseline_row]
     table = _intervals({row: pairs.loc[row] for row in pairs.index})
@@ -70,7 +70,7 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     return table.reindex(rows(trials))
 
 
-def _judged_by(trials: pd.DataFrame) -> "pd.Series[str]":
+def judged_by(trials: pd.DataFrame) -> "pd.Series[str]":
     """By row: what its trials' k-NN is of, the images and which of their factors is the class."""
     first = trials.drop_duplicates("row").set_index("row")
     kinds = first.get("param:evals.data.kind", pd.Series("same", index=first.index))

@@ -149,6 +149,8 @@ def arms_table(sweep: Sweep) -> Table:
         if table["knn_n"].any()
         else "k-NN: no trial has it, as on data without labels.",
     ]
+    if not _judged_alike(sweep):
+        notes[-1] += " Rows are judged by different images: k-NN of one and of another are not to be compared."
     if table["difference_n"].any():
         cells["Δ k-NN"] = _measured(table, "difference", digits=1, signed=True)
         notes.append(f"Δ: difference from {sweep.baseline_row}, paired by seed.")
@@ -159,8 +161,14 @@ def arms_table(sweep: Sweep) -> Table:
     cells = cells.join(_paper_cells(table, sweep, PAPER))
     notes += _paper_notes(sweep, PAPER)
     cells.index = pd.Index([*_marked(rows, counts), *references])
-    best = _best(table.loc[rows], {"k-NN %": "knn"})
+    # Of rows that are judged by different images none is the best.
+    best = _best(table.loc[rows], {"k-NN %": "knn"} if _judged_alike(sweep) else {})
     return Table(cells, best, notes, references=len(references))
+
+
+def _judged_alike(sweep: Sweep) -> bool:
+    """Whether k-NN of all rows is of the same images and the same class."""
+    return bool(summary.judged_by(sweep.trials).nunique() == 1)
 
 
 def factors_table(sweep: Sweep) -> Table:
@@ -174,6 +182,8 @@ def factors_table(sweep: Sweep) -> Table:
         f" {_INTERVAL}",
         _MARKS,
     ]
+    if not _judged_alike(sweep):
+        notes[0] += " Where that row is not judged by images with a factor, the foot is of the first row that is."
     cells.index = pd.Index([*_marked(rows, summary.counts(sweep.trials)), UNTRAINED, PIXELS])
     return Table(cells, _best(table.loc[rows], columns), notes, references=2)
 

@@ -87,7 +87,9 @@ METRICS = {
         Metric(TEACHER_TEMP, "1", "neither", "teacher temperature of this epoch"),
         Metric(IMAGES_PER_SECOND, "images/s", "higher", "training images a second since the last record"),
         Metric(TRAIN_MINUTES, "min", "lower", "time in the training steps so far, over all attempts"),
-        Metric(PEAK_MEMORY, "MiB", "lower", "largest memory of the trial's process so far; on CUDA, of the device"),
+        Metric(
+            PEAK_MEMORY, "MiB", "lower", "largest memory of the trial's process in its steps; on CUDA, of the device"
+        ),
         Metric(
             KNN,
             "%",

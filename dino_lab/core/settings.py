@@ -97,8 +97,17 @@ class Settings(BaseModel):
     @property
     def identity(self) -> str:
         """Ten hexadecimal digits of a hash of the whole resolved settings, runtime left out."""
-        values = self.model_dump(mode="json", exclude=set(self.not_identity))
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+        return hashlib.sha256(json.dumps(self._identified(), sort_keys=True).encode()).hexdigest()[:10]
+
+    def _identified(self) -> dict[str, Any]:
+        """What the identity is made of."""
+        values = self.model_dump(mode="json", exclude=set(self._unidentified()))
+        sections = {name: value for name, value in self if name in values and isinstance(value, Settings)}
+        return values | {name: section._identified() for name, section in sections.items()}
+
+    def _unidentified(self) -> frozenset[str]:
+        """Fields that tell these settings from no others."""
+        return self.not_identity
 
 
 def _sections(settings: type[Settings]) -> dict[str, tuple[type[Settings], ...]]:

@@ -1,5 +1,6 @@
 """Training of one trial: the one place that knows the order of events."""
 
+import contextlib
 import json
 import math
 import resource
@@ -105,6 +106,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
     # ------------------------------------------------------------------ loop
     recorded_step, recorded_seconds = first_step, seconds
+    _forget_peak_memory()
     loader = batches.load(range(first_step, steps), loader_workers=trial.runtime.loader_workers)
     for step in range(first_step, steps):
         started = time.perf_counter()
@@ -182,10 +184,20 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
             checkpoint.save(workdir / CHECKPOINT, state)
 
 
+def _forget_peak_memory() -> None:
+    """What came before the first step, as imports and the first evaluation did, does not count; on Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on a Mac
 
 
 def _tell(path: Path, facts: dict[str, Any]) -> None:

@@ -111,6 +111,17 @@ def test_a_factor_that_a_row_does_not_have_is_missing(of_two_data_sets):
     assert shown.best["digit"] == [2]
 
 
+def test_rows_that_are_judged_by_different_images_are_not_ranked(sweep):
+    trials = sweep.trials.assign(**{"param:evals.data.kind": "same"})
+    trials.loc[trials["row"] == "sharpening only", "param:evals.data.kind"] = "digits"
+    shown = tables.arms_table(replace(sweep, trials=trials))
+    assert shown.best == {}
+    assert "k-NN of one and of another are not to be compared" in shown.notes[2]
+    assert shown.cells["Δ k-NN"].to_list() == ["", tables.arms_table(sweep).cells["Δ k-NN"].iloc[1], "", "", ""]
+    assert "the foot is of the first row that is" in tables.factors_table(replace(sweep, trials=trials)).notes[0]
+    assert tables.arms_table(sweep).best != {}
+
+
 def test_data_without_labels_have_a_table_without_knn(unlabelled, sweep):
     table = tables.arms(unlabelled)
     assert list(table.index) == ["both", "centring only", "sharpening only"]
