@@ -135,7 +135,7 @@ def factors(sweep: Sweep) -> Figure:
             left, right = figure.subplots(1, 2)
             left.set_title("k-NN of each factor (%)")
             _draw_map(left, knn, "{:.0f}", cmap="cividis", vmin=0, vmax=100)
-            right.set_title(f"Difference from {sweep.baseline_row} (points)")
+            right.set_title("Difference from the first row (points)")
             # Small differences stay pale, also where there is no large one.
             limit = math.ceil(np.fmax.reduce(difference.abs(), axis=None, initial=10))
             _draw_map(right, difference.loc[rows], "{:+.0f}", cmap="RdBu", vmin=-limit, vmax=limit)

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.records import VERDICTS
+from dino_lab.core.records import KNN
 
 CONFIDENCE = 0.95
 
@@ -61,7 +62,8 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     one of the two rows make no pair, nor do trials that are judged by other images. The baseline row itself is missing.
     """
     values = final(trials).pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
-    images = judged_by(trials)
+    # Which factor is the class matters to k-NN of the class alone.
+    images = judged_by(trials) if metric == KNN else _images(trials)
     values[images.reindex(values.index) != images[baseline_row]] = np.nan
     pairs = values.drop(index=baseline_row) - values.loc[baseline_row]
     table = _intervals({row: pairs.loc[row] for row in pairs.index})
@@ -72,15 +74,20 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
 
 def judged_by(trials: pd.DataFrame) -> "pd.Series[str]":
     """By row: what its trials' k-NN is of, the images and which of their factors is the class."""
+    return _images(trials, "classes", "class_factor")
+
+
+def _images(trials: pd.DataFrame, *more: str) -> "pd.Series[str]":
+    """By row: the knobs that say which images its trials are judged by, and more of that section."""
     first = trials.drop_duplicates("row").set_index("row")
     kinds = first.get("param:evals.data.kind", pd.Series("same", index=first.index))
-    knobs = ("kind", "root", "path", "test_shards", "classes", "class_factor")
 
-    def judged(row: str) -> str:
+    def said(row: str) -> str:
         section = "data" if kinds[row] == "same" else "evals.data"
-        return " ".join(str(first.at[row, name]) for knob in knobs if (name := f"param:{section}.{knob}") in first)
+        knobs = [f"param:{section}.{knob}" for knob in ("kind", "root", "path", "test_shards", *more)]
+        return " ".join(str(first.at[row, knob]) for knob in knobs if knob in first)
 
-    return pd.Series({row: judged(row) for row in first.index})
+    return pd.Series({row: said(row) for row in first.index})
 
 
 def untrained(trials: pd.DataFrame, curves: pd.DataFrame, metric: str, *, row: str) -> "pd.Series[float]":

@@ -9,6 +9,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from analysis import summary
+from dino_lab.core.records import KNN
 
 
 def trials(values: dict[str, list[float]], state: str = "finished") -> pd.DataFrame:
@@ -98,18 +99,21 @@ def test_a_seed_that_is_missing_in_either_row_makes_no_pair():
     ],
 )
 def test_rows_that_are_judged_by_other_images_have_no_difference(others):
-    frame = trials({"base": [1.0, 2.0], "a": [3.0, 5.0], "b": [4.0, 7.0]})
+    frame = trials({"base": [1.0, 2.0], "a": [3.0, 5.0], "b": [4.0, 7.0]}).rename(columns={"metric": KNN})
     knobs = {"data.kind": "shapes", "data.class_factor": "color", "evals.data.kind": "same"}
     frame = frame.assign(**{f"param:{knob}": value for knob, value in knobs.items()})
     frame["param:evals.data.class_factor"] = None
     for knob, value in others.items():
         frame.loc[frame["row"] == "b", knob] = value
-    table = summary.differences(frame, "metric", baseline_row="base")
+    table = summary.differences(frame, KNN, baseline_row="base")
     assert table.loc["a", "mean"] == 2.5
     assert table.loc["b", "n"] == 0
+    # Of a factor, it does not matter which one is the class.
+    factor = summary.differences(frame.rename(columns={KNN: "factor"}), "factor", baseline_row="base")
+    assert factor.loc["b", "n"] == (2 if any("class_factor" in knob for knob in others) else 0)
     # Of trials that train on something else and are judged by the same images there is one.
     frame["param:evals.data.kind"] = "digits"
-    assert summary.differences(frame, "metric", baseline_row="base").loc["b", "n"] == (
+    assert summary.differences(frame, KNN, baseline_row="base").loc["b", "n"] == (
         0 if others.get("param:evals.data.class_factor") else 2
     )
 

@@ -23,6 +23,7 @@ def decode(data: bytes) -> UInt8[Tensor, "H W 3"]:
 
     Raises:
         BadImage: with the reason.
+        MemoryError: there is not enough at the moment.
     """
     if not data:
         raise BadImage("the file is empty")
@@ -31,6 +32,8 @@ def decode(data: bytes) -> UInt8[Tensor, "H W 3"]:
             if (pixels := image.width * image.height) > PIXELS_LIMIT:
                 raise BadImage(f"has {pixels} pixels; allowed are {PIXELS_LIMIT}")
             return torch.from_numpy(np.array(_rgb(image)))
+    except MemoryError:  # which says nothing of the image
+        raise
     except Exception as error:  # PIL's readers raise whatever a wrong byte leads them to
         unknown = isinstance(error, UnidentifiedImageError)  # whose message is the address of our buffer
         raise BadImage("no image that PIL knows" if unknown else str(error) or type(error).__name__) from None

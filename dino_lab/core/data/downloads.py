@@ -1,24 +1,28 @@
-"""Small data sets that torchvision knows how to fetch: decoded once, kept as uint8."""
+"""Small data sets that torchvision knows where to fetch: decoded once, kept as uint8."""
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from pydantic import Field
 
 from dino_lab.core.data.decoding import square
-from dino_lab.core.data.images import ImageSet, Made, kept
+from dino_lab.core.data.images import ImageSet, Made, kept, mapped
 from dino_lab.core.data.source import Progress, Source, Split
 
 
 class Download(Source):
-    """A data set that torchvision fetches; never without being told to."""
+    """A data set that torchvision fetches, by its class of the same name; never without being told to.
+
+    Files must have the checksums of those that were published, so that the kind alone tells what they hold.
+    """
 
     root: str | None = Field(default=None, min_length=1)
     """The folder with the files, as torchvision keeps them; None: downloads in the lab's data folder."""
@@ -30,16 +34,16 @@ class Download(Source):
         part = self.part(split)
 
         def make(folder: Path) -> Made:
-            found = self._found(root, part, download=download)
-            number = len(found.pixels)
-            shape = (number, self.image_size, self.image_size, 3)
-            images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+            self._check(root, download=download)
+            found = self.load(root, part)
+            number = len(found.labels)
+            images = mapped(folder / "images.npy", (number, self.image_size, self.image_size, 3))
             for i, image in enumerate(found.pixels):
                 images[i] = square(torch.from_numpy(np.array(image)), self.image_size)
                 if (i + 1) % 1000 == 0 or i + 1 == number:
                     progress(i + 1, number)
             names = np.frombuffer(json.dumps(found.classes).encode(), dtype=np.uint8)
-            return {"images": images, "labels": np.array(found.labels, dtype=np.int64), "classes": names}, {}
+            return {"images": images, "labels": found.labels.astype(np.int64), "classes": names}, {}
 
         drawing = {"kind": self.kind, "root": self.root, "part": part, "image_size": self.image_size}
         copy = kept(data_dir, drawing, make)
@@ -56,32 +60,71 @@ class Download(Source):
             skipped={},
         )
 
+    @property
+    def torchvision(self) -> Any:
+        """torchvision's class."""
+        from torchvision import datasets  # slow to import
+
+        return getattr(datasets, type(self).__name__)
+
     def part(self, split: Split) -> str:
         """Of the set's own parts, the one in which a split lies."""
         return "test" if split == "test" else "train"
 
-    @abstractmethod
-    def load(self, root: Path, part: str, *, download: bool) -> "Loaded":
-        """A part, as torchvision reads it."""
+    def files(self) -> dict[str, str]:
+        """The MD5 of each published file, by its path below the root."""
+        theirs = self.torchvision
+        return {f"{theirs.base_folder}/{name}": md5 for name, md5 in theirs.train_list + theirs.test_list}
 
-    def _found(self, root: Path, part: str, *, download: bool) -> "Loaded":
+    def fetch(self, root: Path) -> None:
+        """Fetches what is not there, and unpacks it."""
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        download_and_extract_archive(self.torchvision.url, root, md5=self.torchvision.tgz_md5)
+
+    @abstractmethod
+    def load(self, root: Path, part: str) -> "Loaded":
+        """A part, of files that are whole."""
+
+    def _check(self, root: Path, *, download: bool) -> None:
+        """Sees to it that the files are those that were published."""
         whose = f"data.kind = {self.kind!r}"
         try:
-            return self.load(root, part, download=download)
+            if download and self._wrong(root):
+                self.fetch(root)
+            wrong = self._wrong(root)
         except (RuntimeError, OSError, EOFError) as error:
-            if download:
-                raise ValueError(f"{whose}: could not be fetched into {root}: {error}") from None
-            raise ValueError(f"{whose}: not there, or not whole, in {root}; `--download` fetches it") from None
+            done = "fetched into" if download else "read in"
+            raise ValueError(f"{whose}: could not be {done} {root}: {error}") from None
+        if wrong:
+            raise ValueError(
+                f"{whose}: not there, or not as published: {', '.join(wrong)} in {root}; `--download` fetches it"
+            )
+
+    def _wrong(self, root: Path) -> list[str]:
+        from torchvision.datasets.utils import check_integrity
+
+        return [name for name, md5 in self.files().items() if not check_integrity(root / name, md5)]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A part of a set as torchvision has it in memory."""
+    """A part of a set as its files have it; the pixels need not be in memory."""
 
-    pixels: UInt8[np.ndarray, "N H W 3"]
-    labels: Sequence[int]
+    pixels: Iterable[UInt8[np.ndarray, "H W 3"]]
+    labels: Int[np.ndarray, "N"]
     """-1: nobody labelled the image."""
-    classes: Sequence[str]
+    classes: tuple[str, ...]
+
+
+_RAW = "FashionMNIST/raw"
+_FASHION_MNIST = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
+"""The MD5 of the unpacked files; torchvision has those of the archives, and else only looks whether files are there."""
 
 
 class FashionMNIST(Download):
@@ -99,56 +142,56 @@ class FashionMNIST(Download):
     def listed_train_images(self) -> int:
         return 60_000
 
-    def load(self, root: Path, part: str, *, download: bool) -> Loaded:
-        from torchvision import datasets  # slow to import
+    def files(self) -> dict[str, str]:
+        return {f"{_RAW}/{name}": md5 for name, md5 in _FASHION_MNIST.items()}
 
-        found = datasets.FashionMNIST(root, train=part == "train", download=download)
-        grey = found.data.numpy()[..., None]
-        return Loaded(np.broadcast_to(grey, (*grey.shape[:3], 3)), found.targets.tolist(), found.classes)
+    def fetch(self, root: Path) -> None:
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        for name, md5 in self.torchvision.resources:
+            download_and_extract_archive(self.torchvision.mirrors[0] + name, root / _RAW, md5=md5)
+
+    def load(self, root: Path, part: str) -> Loaded:
+        name = "train" if part == "train" else "t10k"
+        images = np.memmap(root / _RAW / f"{name}-images-idx3-ubyte", mode="r", offset=16).reshape(-1, 28, 28, 1)
+        labels = np.fromfile(root / _RAW / f"{name}-labels-idx1-ubyte", dtype=np.uint8, offset=8)
+        return Loaded(np.broadcast_to(images, (len(images), 28, 28, 3)), labels, tuple(self.torchvision.classes))
 
 
-class CIFAR10(Download):
-    """CIFAR-10: 50,000 and 10,000 photographs of ten classes, 32 x 32.
+class _CIFAR(Download):
+    """What both have in common.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
     """
+
+    image_size: int = Field(default=32, ge=8, le=256)
+    """Side of an image in pixels; where it is not the set's own, images are resized, bicubic with antialias."""
+
+    @property
+    def listed_train_images(self) -> int:
+        return 50_000
+
+    def files(self) -> dict[str, str]:
+        theirs = self.torchvision
+        return super().files() | {f"{theirs.base_folder}/{theirs.meta['filename']}": theirs.meta["md5"]}
+
+    def load(self, root: Path, part: str) -> Loaded:
+        found = self.torchvision(root, train=part == "train")
+        return Loaded(found.data, np.array(found.targets), tuple(found.classes))
+
+
+class CIFAR10(_CIFAR):
+    """CIFAR-10: 50,000 and 10,000 photographs of ten classes, 32 x 32."""
 
     kind: Literal["cifar10"] = "cifar10"
     """Which data set."""
-    image_size: int = Field(default=32, ge=8, le=256)
-    """Side of an image in pixels; where it is not the set's own, images are resized, bicubic with antialias."""
-
-    @property
-    def listed_train_images(self) -> int:
-        return 50_000
-
-    def load(self, root: Path, part: str, *, download: bool) -> Loaded:
-        from torchvision import datasets  # slow to import
-
-        found = datasets.CIFAR10(root, train=part == "train", download=download)
-        return Loaded(found.data, found.targets, found.classes)
 
 
-class CIFAR100(Download):
-    """CIFAR-100: 50,000 and 10,000 photographs of a hundred classes, 32 x 32.
-
-    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009).
-    """
+class CIFAR100(_CIFAR):
+    """CIFAR-100: 50,000 and 10,000 photographs of a hundred classes, 32 x 32."""
 
     kind: Literal["cifar100"] = "cifar100"
     """Which data set."""
-    image_size: int = Field(default=32, ge=8, le=256)
-    """Side of an image in pixels; where it is not the set's own, images are resized, bicubic with antialias."""
-
-    @property
-    def listed_train_images(self) -> int:
-        return 50_000
-
-    def load(self, root: Path, part: str, *, download: bool) -> Loaded:
-        from torchvision import datasets  # slow to import
-
-        found = datasets.CIFAR100(root, train=part == "train", download=download)
-        return Loaded(found.data, found.targets, found.classes)
 
 
 class STL10(Download):
@@ -189,9 +232,12 @@ class STL10(Download):
             images = images.subset(np.flatnonzero(~labelled))
         return replace(images, labels={}, classes={})
 
-    def load(self, root: Path, part: str, *, download: bool) -> Loaded:
-        from torchvision import datasets  # slow to import
-
-        found = datasets.STL10(root, split=part, download=download)
+    def load(self, root: Path, part: str) -> Loaded:
+        # Mapped, of 2.9 GB; torchvision would read them into memory, twice. Columns lie before rows, as in MATLAB.
+        folder, parts = root / self.torchvision.base_folder, part.split("+")
+        files = [np.memmap(folder / f"{each}_X.bin", mode="r").reshape(-1, 3, 96, 96) for each in parts]
+        labels = np.fromfile(folder / f"{parts[0]}_y.bin", dtype=np.uint8).astype(np.int64) - 1
+        unlabelled = np.full(sum(map(len, files)) - len(labels), -1)
         names = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-        return Loaded(found.data.transpose(0, 2, 3, 1), found.labels, names)
+        images = chain(*(each.transpose(0, 3, 2, 1) for each in files))
+        return Loaded(images, np.concatenate([labels, unlabelled]), names)

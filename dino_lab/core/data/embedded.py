@@ -1,7 +1,7 @@
 """Data sets that need no file: procedural shapes, and the handwritten digits that scikit-learn brings along."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,10 +10,7 @@ from pydantic import Field
 
 from dino_lab.core.data.images import ImageSet, Made, kept
 from dino_lab.core.data.shapes import DRAWING, FACTORS, ShapesKnobs, draw
-from dino_lab.core.data.source import Progress, Source, Split, silent
-
-_NO_IMAGE = {"fraction", "classes", "evaluation_split"}
-"""Knobs that choose among the images and change none: trials that differ in them share what is kept."""
+from dino_lab.core.data.source import CHOICE, Progress, Source, Split
 
 
 class Shapes(ShapesKnobs, Source):
@@ -22,10 +19,6 @@ class Shapes(ShapesKnobs, Source):
     @property
     def listed_train_images(self) -> int:
         return self.train_images
-
-    def prepare(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
-        """Nothing to do: a trial draws them in seconds."""
-        return self
 
     def read(self, split: Split, data_dir: Path, *, download: bool, progress: Progress) -> ImageSet:
         drawn_split: Literal["train", "test"] = "test" if split == "test" else "train"
@@ -37,7 +30,7 @@ class Shapes(ShapesKnobs, Source):
             return {"images": drawn.images, "labels": labels, "masks": drawn.masks}, {}
 
         # What changes no image is left out; the class does where the drawing depends on it.
-        same = _NO_IMAGE | {"train_images", "test_images"}
+        same = CHOICE | {"train_images", "test_images"}
         bound = ("color_predicts_class", "background_predicts_class", "class_imbalance")
         if all(getattr(self, knob) == Shapes.model_fields[knob].default for knob in bound):
             same |= {"class_factor"}
@@ -72,10 +65,6 @@ class Digits(Source):
     def listed_train_images(self) -> int:
         return 1437
 
-    def prepare(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
-        """Nothing to do: a trial enlarges them in a second."""
-        return self
-
     def read(self, split: Split, data_dir: Path, *, download: bool, progress: Progress) -> ImageSet:
         def make(folder: Path) -> Made:
             from sklearn.datasets import load_digits  # slow to import, and used once
@@ -87,7 +76,7 @@ class Digits(Source):
             images = large.round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
             return {"images": images.numpy(), "labels": digits.target[None, chosen].astype(np.int64)}, {}
 
-        drawing = self.model_dump(mode="json", exclude=_NO_IMAGE) | {"split": "test" if split == "test" else "train"}
+        drawing = self.model_dump(mode="json", exclude=CHOICE) | {"split": "test" if split == "test" else "train"}
         copy = kept(data_dir, drawing, make)
         names = tuple(str(digit) for digit in range(10))
         labels = copy.arrays["labels"][0]

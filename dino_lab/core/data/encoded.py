@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dino_lab.core.data.decoding import BadImage, decode, square
-from dino_lab.core.data.images import ImageSet, Made, kept
+from dino_lab.core.data.images import ImageSet, Made, kept, mapped
 from dino_lab.core.data.random import order
-from dino_lab.core.data.source import Progress, Source, Split, silent
+from dino_lab.core.data.source import Progress, Read, Source, Split
 
 _PART = 64
 """Images that a thread works on at a time."""
@@ -35,7 +35,7 @@ class Encoded(Protocol):
         """For people, and for the digest: it does not depend on where the whole set lies."""
 
     def read(self, i: int) -> bytes:
-        """Raises OSError if there are none, BadImage if there is no image."""
+        """Raises BadImage if there is no image, OSError if it cannot be read, which may pass."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,6 @@ class EncodedSource(Source):
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{16}(-[0-9a-f]{16})?$")
     """What the training and the test split hold; filled in when a trial is prepared. None takes what lies there."""
 
-    def prepare(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
-        prepared = self.with_digest(data_dir, download=download, progress=progress)
-        return super(EncodedSource, prepared).prepare(data_dir)
-
-    def with_digest(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
-        """These settings with the digest of what lies there, which tells trials of other images apart."""
-        train = self.read("train", data_dir, download=download, progress=progress)
-        raw = [train]
-        if train.labels and self.evaluation_split == "test":
-            raw.append(self.read("test", data_dir, download=download, progress=progress))
-        # Side by side and not one of both, so that a split can be told to have changed without a look at the other.
-        return self.but({"digest": "-".join(images.digest[:16] for images in raw)})
-
     def read(self, split: Split, data_dir: Path, *, download: bool, progress: Progress) -> ImageSet:
         listing = self.listing(split, data_dir, download=download)
         number = len(listing.encoded)
@@ -114,6 +101,8 @@ class EncodedSource(Source):
         copy = kept(data_dir, drawing, make)
         if copy.skipped and self.bad_images == "stop":
             raise ValueError(_complaint(copy.skipped, number, listing.source))
+        if len(copy.skipped) == number:
+            raise ValueError(f"data.bad_images = 'skip': none of {number} images in {listing.source} can be decoded")
         labels = {} if listing.labels is None else {"class": torch.from_numpy(listing.labels[mixed])}
         images = ImageSet(
             name=self.kind,
@@ -129,21 +118,23 @@ class EncodedSource(Source):
         )
         if copy.skipped:
             images = images.subset(copy.arrays["places"].numpy())
-        self._check_digest(images.digest, split, listing.source)
+        expected = dict(zip(("train", "test"), (self.digest or "").split("-"), strict=False)).get(split)
+        if expected and expected != images.digest[:16]:
+            raise ValueError(
+                f"data.digest = {self.digest!r}: the images in {listing.source} are others than those of this trial: "
+                f"{images.digest[:16]}"
+            )
         return images
 
     @abstractmethod
     def listing(self, split: Split, data_dir: Path, *, download: bool) -> Listing:
-        """The images of the test split, or of the training split for train and bank."""
+        """The images of the training or of the test split."""
 
-    def _check_digest(self, found: str, split: Split, where: str) -> None:
-        expected = dict(zip(("train", "test"), (self.digest or "").split("-"), strict=False))
-        digest = expected.get("test" if split == "test" else "train")
-        if digest and digest != found[:16]:
-            raise ValueError(
-                f"data.digest = {self.digest!r}: the images in {where} are others than those of this trial: "
-                f"{found[:16]}"
-            )
+    def told_apart(self, read: Read) -> Self:
+        train = read("train")
+        raw = [train, read("test")] if train.labels and self.evaluation_split == "test" else [train]
+        # Side by side and not one of both, so that a split can be told to have changed without a look at the other.
+        return self.but({"digest": "-".join(images.digest[:16] for images in raw)})
 
 
 def _examine(
@@ -152,12 +143,7 @@ def _examine(
     """Reads and decodes every image, in the order in which they lie on disk, by as many threads as there are CPUs."""
     encoded, number = listing.encoded, len(listing.encoded)
     place = np.argsort(mixed)
-    images: np.ndarray
-    if size:
-        shape = (number, size, size, 3)
-        images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    else:
-        images = np.zeros((number, 32), dtype=np.uint8)
+    images = mapped(folder / "images.npy", (number, size, size, 3)) if size else np.zeros((number, 32), dtype=np.uint8)
 
     def examine(start: int) -> tuple[dict[int, str], bytes]:
         bad = {}
@@ -170,22 +156,25 @@ def _examine(
                 images[place[i]] = (
                     square(image, size) if size else np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
                 )
-            except (OSError, BadImage) as error:
+            except BadImage as error:
                 bad[i] = str(error)
+            except (OSError, MemoryError) as error:  # which may pass: nothing is kept
+                raise ValueError(f"{encoded.name(i)}: cannot be read: {type(error).__name__}: {error}") from None
         return bad, names.digest()
 
     bad: dict[int, str] = {}
-    names = hashlib.sha256(repr(listing.classes).encode())
+    listed = hashlib.sha256(repr(listing.classes).encode())
+    if listing.labels is not None:
+        listed.update(listing.labels.tobytes())
     with ThreadPool() as threads:  # which an interrupt ends at once, as it does not the executors of concurrent.futures
         for done, (found, digest) in enumerate(threads.imap(examine, range(0, number, _PART)), start=1):
             bad |= found
-            names.update(digest)
+            listed.update(digest)
             progress(min(done * _PART, number), number)
     arrays = {
         "images": images,
-        # Kept for the digest alone.
-        "labels": np.full(number, -1) if listing.labels is None else listing.labels[mixed],
-        "names": np.frombuffer(names.digest(), dtype=np.uint8),
+        # For the digest alone: names, labels and classes are taken from the listing.
+        "listed": np.frombuffer(listed.digest(), dtype=np.uint8),
         "places": np.setdiff1d(np.arange(number), place[list(bad)]) if bad else np.arange(number),
     }
     return arrays, {encoded.name(i): why for i, why in bad.items()}

@@ -59,8 +59,8 @@ class HuggingFace(EncodedSource):
         name = self.test_split if split == "test" else self.train_split
         labels, classes = self._labels(splits, name)
         # With where they lie: elsewhere, files as old and as large under the same names may be others.
-        key = hashlib.sha256(repr([self.model_dump(exclude={"bad_images", "digest"}), name, classes]).encode())
-        for path, about in files_below(folder.resolve(), enter=True):
+        key = hashlib.sha256(repr([self.config, name, self.image_column, self.label_column, classes]).encode())
+        for path, about in files_below(folder.resolve(), entered=set()):
             key.update(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\0".encode(errors="surrogateescape"))
         return Listing(
             encoded=Rows(self._images(splits, name), name, self.image_column),
@@ -103,7 +103,8 @@ class HuggingFace(EncodedSource):
             if (folder / "state.json").exists():
                 return {self.train_split: datasets.load_from_disk(str(folder))}
             return dict(datasets.load_dataset(str(folder), self.config, cache_dir=str(cache_dir)))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # The library stumbles over a split without rows, with an IndexError where it was saved.
+        except (OSError, ValueError, IndexError, datasets.exceptions.DatasetsError) as error:
             raise ValueError(f"data.path = {self.path!r}: cannot be loaded: {error}") from None
 
     def _column(self, splits: dict[str, Any], split: str, column: str) -> Any:

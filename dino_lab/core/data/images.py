@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -140,6 +141,22 @@ def kept(cache_dir: Path, drawing: Mapping[str, object], make: Callable[[Path], 
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     return _load(folder)
+
+
+def mapped(path: Path, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+    """A new .npy file to write into, with room on the disk for all of it, or else a full disk kills without a word.
+
+    Raises:
+        ValueError: there is no room.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        needed = math.prod(shape)
+        raise ValueError(f"{path.parent.parent}: {needed} bytes are needed to keep images: {error.strerror}") from None
+    return array
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray], skipped: dict[str, str], settings: str) -> None:

@@ -51,7 +51,7 @@ class WebDataset(EncodedSource):
             encoded=members,
             labels=None if members.labels is None else numbered(members.labels, classes, members.pattern),
             classes=classes,
-            key=members.key,
+            key=hashlib.sha256(repr([members.key, classes]).encode()).hexdigest(),
             source=members.pattern,
         )
 
@@ -60,7 +60,10 @@ class WebDataset(EncodedSource):
         shards = [os.path.abspath(path) for path in sorted(glob.glob(pattern, recursive=True))]
         if not shards:
             raise ValueError(f"data.{knob} = {pattern!r}: matches no file")
-        about = [(path, os.stat(path)) for path in shards]
+        try:
+            about = [(path, os.stat(path)) for path in shards]
+        except OSError as error:
+            raise ValueError(f"data.{knob} = {pattern!r}: {error}") from None
         files = repr([(path, each.st_size, each.st_mtime_ns) for path, each in about])
         key = hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest()
 
@@ -167,7 +170,7 @@ def _opened(path: str) -> Iterator[tarfile.TarFile]:
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> int:
     content = tar.extractfile(member)
-    text = content.read() if content else b""
-    if not text.strip().isdigit():
-        raise ValueError(f"{path}: {member.name} holds {text[:20]!r}, which is no whole number")
+    text = content.read().strip() if content else b""
+    if not text.isdigit() or len(text) > 18:
+        raise ValueError(f"{path}: {member.name} holds {text[:20]!r}, which is no whole number below 10^18")
     return int(text)

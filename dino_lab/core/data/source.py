@@ -1,5 +1,6 @@
 """Source: what all data sets have in common, which is how a split is chosen from the images that lie there."""
 
+import functools
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -20,6 +21,8 @@ Split: TypeAlias = Literal["train", "bank", "test"]
 """Bank: the labelled images among which k-NN looks for neighbours."""
 Progress: TypeAlias = Callable[[int, int], None]
 """Told now and then how many images are done, and of how many."""
+Read: TypeAlias = Callable[[Split], ImageSet]
+"""All images of a split, read the first time that it is asked for."""
 
 
 def silent(done: int, total: int) -> None:
@@ -51,43 +54,36 @@ class Source(Settings, ABC):
         """The images of a split; what has to be drawn or decoded is kept in `data_dir`.
 
         Raises:
-            ValueError: images are not there, are bad or not those of this trial, or do not have these classes.
+            ValueError: images are not there, are bad or not those of this trial, do not have these classes, or none is
+                left.
         """
+        return self._chosen(split, self._once(data_dir, download=download, progress=progress))
 
-        def read(raw: Split) -> ImageSet:
-            return self._of_classes(self.read(raw, data_dir, download=download, progress=progress))
-
-        if split == "test" and self.evaluation_split == "test":
-            return read("test")
-        images = read("train" if split == "train" else "bank")
-        if self.evaluation_split == "held_out":
-            bank = images if split != "train" or self.bank_is_train else read("bank")
-            # Not the first of each class, so that a class of one image keeps it for training.
-            held_out = _turns(bank)[0] % 10 == 1
-            if split == "test":
-                return replace(bank.subset(np.flatnonzero(held_out)), split="test")
-            images = images.subset(np.flatnonzero(~np.isin(images.places, bank.places[held_out])))
-        if self.fraction < 1 and (split == "train" or self.bank_is_train):
-            turn, number = _turns(images)
-            images = images.subset(np.flatnonzero(turn < np.maximum(1, np.rint(self.fraction * number))))
-        return images
+    def build_all(self, data_dir: Path) -> dict[Split, ImageSet]:
+        """Train, bank and, if its images are labelled, test; as `build`, but files that they share are listed once."""
+        return self._all(self._once(data_dir, download=False, progress=silent))
 
     def prepare(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
-        """Reads every split that a trial will read, so that what is wrong is found before the first one starts.
+        """Builds every split that a trial will build, so that what is wrong is found before the first one starts.
 
         Returns:
-            These settings; those of files with the digest of what lies there, which makes trials of other images
-            other trials.
+            These settings as `with_digest`.
 
         Raises:
             ValueError: as `build`.
         """
-        bank = self.build("train", data_dir, download=download, progress=progress)
-        if not self.bank_is_train:
-            bank = self.build("bank", data_dir, download=download, progress=progress)
-        if bank.labels:
-            self.build("test", data_dir, download=download, progress=progress)
-        return self
+        read = self._once(data_dir, download=download, progress=progress)
+        self._all(read)
+        return self.told_apart(read)
+
+    def with_digest(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
+        """These settings, of files that may hold any images with the digest of what lies there, which makes trials of
+        other images other trials.
+
+        Raises:
+            ValueError: as `build`.
+        """
+        return self.told_apart(self._once(data_dir, download=download, progress=progress))
 
     @property
     def known_train_images(self) -> int | None:
@@ -107,7 +103,39 @@ class Source(Settings, ABC):
 
     @abstractmethod
     def read(self, split: Split, data_dir: Path, *, download: bool, progress: Progress) -> ImageSet:
-        """All images of a split as they lie there; bank and train have the same pixels."""
+        """All images of a split as they lie there; bank, asked for only where it is not train, has the same pixels."""
+
+    def told_apart(self, read: Read) -> Self:
+        """These settings, told apart from those of other images: nothing to do where they alone say which those are."""
+        return self
+
+    def _once(self, data_dir: Path, *, download: bool, progress: Progress) -> Read:
+        return functools.cache(lambda split: self.read(split, data_dir, download=download, progress=progress))
+
+    def _all(self, read: Read) -> dict[Split, ImageSet]:
+        sets: dict[Split, ImageSet] = {"train": self._chosen("train", read), "bank": self._chosen("bank", read)}
+        return sets | ({"test": self._chosen("test", read)} if sets["bank"].labels else {})
+
+    def _chosen(self, split: Split, read: Read) -> ImageSet:
+        if split == "test" and self.evaluation_split == "test":
+            return self._of_classes(read("test"))
+        lies_in: Split = "train" if split == "train" or self.bank_is_train else "bank"
+        images = replace(self._of_classes(read(lies_in)), split=split)
+        if self.evaluation_split == "held_out":
+            bank = images if self.bank_is_train or split != "train" else self._of_classes(read("bank"))
+            # Not the first of each class, so that a class of one image keeps it for training.
+            held_out = _turns(bank)[0] % 10 == 1
+            if not held_out.any():
+                raise ValueError(
+                    f"data.evaluation_split = 'held_out': none is, as no class has two images in {bank.source}"
+                )
+            if split == "test":
+                return bank.subset(np.flatnonzero(held_out))
+            images = images.subset(np.flatnonzero(~np.isin(images.places, bank.places[held_out])))
+        if self.fraction < 1 and (split == "train" or self.bank_is_train):
+            turn, number = _turns(images)
+            images = images.subset(np.flatnonzero(turn < np.maximum(1, np.rint(self.fraction * number))))
+        return images
 
     def _of_classes(self, images: ImageSet) -> ImageSet:
         if self.classes is None:
@@ -123,6 +151,8 @@ class Source(Settings, ABC):
         number[[known.index(name) for name in self.classes]] = np.arange(len(self.classes))
         labels = number[images.labels["class"].numpy()]
         chosen = np.flatnonzero(labels >= 0)
+        if not len(chosen):
+            raise ValueError(f"{knob}: {images.source} has no image of them in its {images.split} split")
         part = images.subset(chosen)
         return replace(
             part,
@@ -130,6 +160,10 @@ class Source(Settings, ABC):
             classes=part.classes | {"class": self.classes},
             digest=hashlib.sha256((part.digest + json.dumps(self.classes)).encode()).hexdigest(),
         )
+
+
+CHOICE = set(Source.model_fields) - {"kind"}
+"""Knobs that choose among the images and change none: trials that differ in them share what is kept."""
 
 
 def _turns(images: ImageSet) -> tuple[Int64[np.ndarray, "N"], Int64[np.ndarray, "N"]]:

@@ -146,7 +146,7 @@ WRITERS: dict[str, Callable[[Path], Source]] = {
 @pytest.fixture
 def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], Source]:
     """Writes a set by name and gives its settings."""
-    for module in ("cifar", "stl10"):
+    for module in ("cifar", "stl10", "utils"):
         # The files are not the published ones; all else is torchvision's.
         monkeypatch.setattr(
             f"torchvision.datasets.{module}.check_integrity", lambda path, md5=None: Path(path).is_file()

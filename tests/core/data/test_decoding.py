@@ -152,3 +152,12 @@ def test_of_a_long_strip_the_middle_is_kept():
     strip = torch.zeros(1, 100_000, 3, dtype=torch.uint8)
     strip[:, 40_000:60_000] = 255
     assert (square(strip, 64) == 255).all()
+
+
+def test_a_lack_of_memory_says_nothing_of_the_image(monkeypatch):
+    def lack(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", lack)
+    with pytest.raises(MemoryError):
+        decode(encoded(Image.new("L", (8, 8))))

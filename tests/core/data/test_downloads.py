@@ -1,9 +1,16 @@
 """What torchvision fetches: read from its own files, fetched only when told to."""
 
+import gzip
+import hashlib
+import io
+import os
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
+from dino_lab.core.data import downloads
 from dino_lab.core.data.downloads import CIFAR10, CIFAR100, STL10, FashionMNIST
 
 KINDS = [FashionMNIST, CIFAR10, CIFAR100, STL10]
@@ -33,10 +40,63 @@ def test_a_fetch_that_fails_is_said(kind, tmp_path, monkeypatch):
 def test_files_that_are_not_the_published_ones_are_told(name, write, tmp_path, monkeypatch):
     settings = write(name)
     monkeypatch.undo()  # the checksums count again
-    for path in (tmp_path / "files").rglob("*-images-idx3-ubyte"):
-        path.write_bytes(path.read_bytes()[:100])  # which have none
-    with pytest.raises(ValueError, match="not there, or not whole"):
+    message = rf"'{settings.kind}': not there, or not as published: {', '.join(settings.files())} in .*; `--download`"
+    with pytest.raises(ValueError, match=message):
         settings.build("train", tmp_path / "data")
+
+
+def serve(files: dict[str, bytes], asked: list[str]):
+    """The network: these files by the ends of their addresses."""
+
+    def urlopen(request):
+        name = request.full_url.rsplit("/", 1)[1]
+        response = io.BytesIO(files[name])
+        response.url, response.length = request.full_url, len(files[name])
+        asked.append(name)
+        return response
+
+    return urlopen
+
+
+def test_a_file_cut_short_is_named_and_fetched_again_when_told(write, tmp_path, monkeypatch):
+    settings = write("fashion_mnist")
+    monkeypatch.undo()
+    raw = tmp_path / "files/FashionMNIST/raw"
+    whole = {path.name: path.read_bytes() for path in raw.iterdir()}
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in whole.items()}
+    archives = {f"{name}.gz": gzip.compress(content) for name, content in whole.items()}
+    # As published, but smaller.
+    monkeypatch.setattr(downloads, "_FASHION_MNIST", sums)
+    resources = [(name, hashlib.md5(content).hexdigest()) for name, content in archives.items()]
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST.resources", resources)
+    asked: list[str] = []
+    monkeypatch.setattr("urllib.request.urlopen", serve(archives, asked))
+    for name in whole:
+        (raw / f"{name}.gz").write_bytes(archives[f"{name}.gz"])
+    expected = settings.build("train", tmp_path / "data").digest
+
+    cut = "train-images-idx3-ubyte"
+    for name in (cut, f"{cut}.gz"):
+        os.truncate(raw / name, 500)
+    complaint = (
+        rf"data\.kind = 'fashion_mnist': not there, or not as published: FashionMNIST/raw/{cut} in .*files; `--d"
+    )
+    with pytest.raises(ValueError, match=complaint):
+        settings.build("train", tmp_path / "elsewhere")
+    assert asked == []
+    assert settings.build("train", tmp_path / "elsewhere", download=True).digest == expected
+    assert set(asked) == {f"{cut}.gz"}
+    assert {path.name: path.read_bytes() for path in raw.glob("*ubyte")} == whole
+
+
+def test_stl10_is_not_read_into_memory(write, tmp_path):
+    settings = write("stl10")
+    settings.build("test", tmp_path / "data")  # imports
+    tracemalloc.start()
+    settings.build("train", tmp_path / "data")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 70 * 3 * 96 * 96 / 2
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10", "cifar100", "stl10"])

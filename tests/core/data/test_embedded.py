@@ -47,12 +47,6 @@ def test_where_the_drawing_depends_on_the_class_another_class_is_another_drawing
     assert len(folders(tmp_path)) == 2
 
 
-def test_knobs_that_choose_among_images_draw_nothing_again(tmp_path):
-    for change in ({}, {"fraction": 0.5}, {"classes": ["red"]}, {"evaluation_split": "held_out"}):
-        SMALL.but(change).build("train", tmp_path)
-    assert len(folders(tmp_path)) == 1
-
-
 def test_digits_are_scikit_learns(tmp_path):
     digits = load_digits()
     train, test = (Digits(image_size=8).build(split, tmp_path) for split in ("train", "test"))

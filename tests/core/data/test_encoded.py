@@ -1,5 +1,6 @@
 """Files that somebody else wrote: bad ones, changed ones, and those that are decoded when they are needed."""
 
+import errno
 import os
 import warnings
 from pathlib import Path
@@ -45,17 +46,21 @@ def hostile(tmp_path: Path) -> ImageFolder:
     (folder / "corrupt.png").write_bytes(damaged)
     (folder / "folder of none").mkdir()
     (folder / ".hidden").write_text("not an image either")
+    (folder / "dangling.jpg").symlink_to("nowhere.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "all of it again").symlink_to("..")
     return ImageFolder(root=str(tmp_path / "hostile"), image_size=16, evaluation_split="held_out")
 
 
-BAD = {"corrupt.png", "cut.jpg", "empty.jpg", "text.jpg"}
+BAD = {"corrupt.png", "cut.jpg", "dangling.jpg", "empty.jpg", "loop.jpg", "pipe.jpg", "text.jpg"}
 
 
 @SIZES
 def test_bad_images_stop_before_the_first_step_all_in_one_error(hostile, image_size, tmp_path):
     settings = hostile.but({"image_size": image_size})
     for _ in range(2):  # the second time without reading them again
-        with pytest.raises(ValueError, match=r"data\.bad_images = 'stop': 4 of 14 images in .*hostile/train") as error:
+        with pytest.raises(ValueError, match=r"data\.bad_images = 'stop': 7 of 17 images in .*hostile/train") as error:
             settings.prepare(tmp_path / "data")
         lines = str(error.value).splitlines()[1:]
         assert {line.split(":")[0].removeprefix("train/all/") for line in lines} == BAD
@@ -97,8 +102,38 @@ def test_streamed_images_have_their_own_sizes(hostile, tmp_path):
 def test_stop_and_skip_share_the_pass(hostile, tmp_path, monkeypatch):
     hostile.but({"bad_images": "skip"}).build("train", tmp_path / "data")
     monkeypatch.setattr(encoded, "decode", lambda data: pytest.fail("decoded again"))
-    with pytest.raises(ValueError, match="4 of 14"):
+    with pytest.raises(ValueError, match="7 of 17"):
         hostile.build("train", tmp_path / "data")
+
+
+ERRORS = [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "denied"), MemoryError()]
+
+
+@SIZES
+@pytest.mark.parametrize("error", [*ERRORS, FileNotFoundError(errno.ENOENT, "gone")], ids=lambda error: repr(error))
+def test_what_may_pass_stops_at_the_image_and_is_not_kept(error, image_size, write, tmp_path, monkeypatch):
+    settings = write("imagefolder").but({"image_size": image_size, "bad_images": "skip"})
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "07.png":
+            raise error
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fail)
+        with pytest.raises(ValueError, match=rf"train/dog/07\.png: cannot be read: {type(error).__name__}: "):
+            settings.build("train", tmp_path / "data")
+    images = settings.build("train", tmp_path / "data")
+    assert (len(images), images.skipped) == (36, {})
+
+
+def test_a_set_of_bad_images_alone_is_refused_though_they_are_skipped(tmp_path):
+    (tmp_path / "all/train/one").mkdir(parents=True)
+    (tmp_path / "all/train/one/0.jpg").write_text("none")
+    settings = ImageFolder(root=str(tmp_path / "all"), image_size=8, bad_images="skip")
+    with pytest.raises(ValueError, match=r"data\.bad_images = 'skip': none of 1 images in .*all/train can be decoded"):
+        settings.build("train", tmp_path / "data")
 
 
 def test_at_most_ten_bad_images_are_named(tmp_path):

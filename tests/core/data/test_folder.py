@@ -127,3 +127,34 @@ def test_names_may_be_anything_that_a_file_system_takes(photographs, tmp_path):
     for _ in range(2):
         assert set(settings.build("train", tmp_path / "data").skipped) == set(strange)
     assert len(settings.build("train", tmp_path / "data").images(np.arange(6))) == 6
+
+
+def test_folders_are_entered_once_whatever_links_lead_to_them(photographs, tmp_path):
+    (photographs / "train/cat/.hidden").mkdir()
+    for name, target in {"all": "..", "itself": ".", "other": "../dog", "twice": "deep"}.items():
+        (photographs / "train/cat" / name).symlink_to(target)
+    (photographs / "train/cat/deep").mkdir()
+    Image.new("RGB", (8, 8), "red").save(photographs / "train/cat/deep/one.png")
+    images = ImageFolder(root=str(photographs), image_size=8).build("train", tmp_path / "data")
+    assert images.labels["class"].bincount().tolist() == [4, 3]
+
+
+@pytest.mark.parametrize("target", ["nowhere", "eel"])
+def test_a_link_that_leads_nowhere_may_be_a_class_and_is_named(target, photographs, tmp_path):
+    for split in ("train", "val"):
+        (photographs / split / "eel").symlink_to(target)
+    with pytest.raises(ValueError, match=r"data\.root = .*: train has links that lead nowhere: \['eel'\]"):
+        ImageFolder(root=str(photographs)).build("train", tmp_path / "data")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(photographs, tmp_path, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "cat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(ValueError, match=r"data\.root = .*: cannot be listed: .*denied: '.*train/cat'"):
+        ImageFolder(root=str(photographs)).build("train", tmp_path / "data")

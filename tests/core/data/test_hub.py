@@ -85,6 +85,17 @@ def test_rows_without_an_image_are_bad_images(images, tmp_path):
         settings.build("train", tmp_path / "data")
 
 
+def test_splits_without_rows_are_refused(images, tmp_path):
+    full = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0, 1]}).cast_column("image", datasets.Image())
+    splits = datasets.DatasetDict({"train": full, "test": full.select([])})
+    splits.save_to_disk(str(tmp_path / "saved"))
+    for split, table in splits.items():
+        table.to_parquet(str(tmp_path / f"parquet/{split}.parquet"))
+    for folder in ("saved", "parquet"):
+        with pytest.raises(ValueError, match=rf"data\.path = '.*/{folder}': cannot be loaded: "):
+            HuggingFace(path=str(tmp_path / folder), image_size=8).prepare(tmp_path / "data")
+
+
 def test_rows_without_a_label_are_refused(images, tmp_path):
     secret = datasets.ClassLabel(names=["cat", "dog"])
     settings = save(tmp_path / "set", {"image": images, "label": [0, 1, -1, 0]}, image=datasets.Image(), label=secret)

@@ -1,5 +1,6 @@
 """The cache: what is made once, found again, and made again where it is broken."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from dino_lab.core.data import downloads, encoded
 from dino_lab.core.data.embedded import Shapes
-from dino_lab.core.data.images import Made, kept
+from dino_lab.core.data.images import Made, kept, mapped
 
 SMALL = Shapes(image_size=16, train_images=12, test_images=9)
 # Forked, so that none has to import torch first and all ask at the same moment.
@@ -122,6 +124,30 @@ def test_what_a_killed_process_left_is_made_again_and_removed(tmp_path):
     assert copy.arrays["images"].tolist() == [1, 1, 1]
     only_folder(tmp_path)
     assert [path for path in tmp_path.iterdir() if path.suffix == ".fresh"] == []
+
+
+def test_a_map_has_its_room_on_the_disk_before_it_is_written_to(tmp_path):
+    array = mapped(tmp_path / "images.npy", (50, 1000))
+    assert (tmp_path / "images.npy").stat().st_blocks * 512 >= array.nbytes == 50_000
+    assert not array.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "number"), [("imagefolder", encoded, 36 * 16), ("cifar10", downloads, 3200)]
+)
+def test_a_full_disk_is_told_before_the_first_image(name, module, number, write, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source = write(name)
+    monkeypatch.setattr("os.posix_fallocate", full)
+    made: list[int] = []
+    monkeypatch.setattr(module, "square", lambda *_: made.append(1))
+    needed = number * source.image_size * 3
+    with pytest.raises(ValueError, match=rf"{tmp_path}/data: {needed} bytes are needed .*: No space left on device"):
+        source.build("train", tmp_path / "data")
+    assert made == []
+    assert [path for path in (tmp_path / "data").iterdir() if path.suffix != ".lock"] == []
 
 
 def test_a_drawing_that_fails_leaves_nothing(tmp_path):

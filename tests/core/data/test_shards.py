@@ -84,6 +84,11 @@ def test_without_cls_nothing_is_labelled_and_no_test_shards_are_needed(tmp_path)
     [
         ({"a.png": png(1), "a.cls": b"0", "b.png": png(2)}, r"data\.train_shards = .*: 1 of 2 samples have no \.cls"),
         ({"a.png": png(1), "a.cls": b"cat"}, r"a\.cls holds b'cat', which is no whole number"),
+        (
+            {"a.png": png(1), "a.cls": b"1" + 30 * b"0"},
+            r"a\.cls holds b'10000000000000000000', which is no whole number",
+        ),
+        ({"a.png": png(1), "a.cls": 5000 * b"1"}, r"a\.cls holds b'11111111111111111111', which is no whole number"),
         ({"README": b"nothing"}, "no sample in"),
         ({"a.cls": b"0"}, r"train\.tar: a: cannot be decoded: a sample without an image"),
     ],
@@ -143,6 +148,27 @@ def test_classes_of_the_test_split_are_those_of_the_training_split(tmp_path):
     write_tar(tmp_path / "test.tar", {"a.png": png(1), "a.cls": b"4"})
     with pytest.raises(ValueError, match=r"has classes that the training split has not: \['4'\]"):
         settings.build("test", tmp_path / "data")
+
+
+def test_the_digest_of_the_test_split_does_not_depend_on_what_was_read_before(tmp_path):
+    write_tar(tmp_path / "one.tar", {"a.png": png(1), "a.cls": b"5"})
+    write_tar(tmp_path / "two.tar", {"a.png": png(1), "a.cls": b"3", "b.png": png(2), "b.cls": b"5"})
+    write_tar(tmp_path / "test.tar", {"a.png": png(1), "a.cls": b"5"})
+    one, two = (
+        WebDataset(train_shards=str(tmp_path / name), test_shards=str(tmp_path / "test.tar"), image_size=8)
+        for name in ("one.tar", "two.tar")
+    )
+    after = [settings.build("test", tmp_path / "data") for settings in (one, two)]
+    alone = [settings.build("test", tmp_path / settings.train_shards[-7:-4]) for settings in (one, two)]
+    assert [images.digest for images in after] == [images.digest for images in alone]
+    assert after[0].digest != after[1].digest
+
+
+def test_a_link_to_no_shard_is_named(write, tmp_path):
+    settings = write("webdataset")
+    (tmp_path / "files/train-999.tar").symlink_to("nowhere.tar")
+    with pytest.raises(ValueError, match=r"data\.train_shards = .*No such file.*train-999\.tar"):
+        settings.build("train", tmp_path / "data")
 
 
 def test_shards_are_walked_once(write, tmp_path, monkeypatch):

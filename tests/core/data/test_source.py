@@ -65,6 +65,24 @@ def test_unknown_and_repeated_classes_are_refused(data_dir):
         DIGITS.but({"classes": []})
 
 
+def test_preparing_finds_classes_that_do_not_exist(data_dir):
+    for settings in (UNEVEN, DIGITS):
+        with pytest.raises(ValueError, match=r"data\.classes = \['nonsense'\]: unknown \['nonsense'\]; known: "):
+            settings.but({"classes": ["nonsense"]}).prepare(data_dir)
+
+
+def test_a_split_without_images_is_refused(data_dir):
+    one = Shapes(image_size=16, train_images=30, test_images=1, class_factor="shape")
+    test = one.build("test", data_dir)
+    (there,) = test.labels["class"].tolist()
+    (other, *_) = set(test.classes["class"]) - {test.classes["class"][there]}
+    with pytest.raises(ValueError, match=rf"data\.classes = \['{other}'\]: .* no image of them in its test split"):
+        one.but({"classes": [other]}).prepare(data_dir)
+    alone = one.but({"train_images": 1, "evaluation_split": "held_out"})
+    with pytest.raises(ValueError, match=r"data\.evaluation_split = 'held_out': none is, as no class has two images"):
+        alone.prepare(data_dir)
+
+
 def test_at_most_twenty_known_classes_are_shown(write, tmp_path):
     settings = write("cifar100").but({"classes": ["tulip"]})
     with pytest.raises(ValueError, match=r"class 19 and 80 more$"):

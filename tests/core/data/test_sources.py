@@ -1,5 +1,7 @@
 """What every data set promises."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,49 @@ def test_a_prepared_set_is_the_same_set(source: Source, tmp_path):
         assert prepared.prepare(tmp_path / "data") == prepared
     else:
         assert prepared == source
+
+
+def test_knobs_that_choose_among_images_make_nothing_again(source: Source, tmp_path):
+    def made() -> dict[Path, int]:
+        return {path: path.stat().st_ino for path in (tmp_path / "data").glob("*/about.json")}
+
+    names = source.build("bank", tmp_path / "data").classes["class"]
+    before = made()
+    held_out = {"evaluation_split": "held_out"}
+    for change in ({"fraction": 0.5}, {"classes": list(names[1::-1])}, held_out, {"fraction": 0.5, **held_out}):
+        source.but(change).build("bank", tmp_path / "data")
+    assert made() == before
+
+
+@pytest.mark.parametrize("evaluation_split", ["test", "held_out"])
+def test_each_split_is_read_once_to_prepare_a_set_and_to_build_all_splits(
+    source: Source, evaluation_split, tmp_path, monkeypatch
+):
+    source = source.but({"evaluation_split": evaluation_split})
+    built = {split: source.build(split, tmp_path / "data") for split in ("train", "bank", "test")}
+    found, read = [], type(source).read
+
+    def noted(self, split, *args, **kwargs):
+        found.append(split)
+        return read(self, split, *args, **kwargs)
+
+    monkeypatch.setattr(type(source), "read", noted)
+    expected = ["train", *([] if source.bank_is_train else ["bank"]), *(["test"] if evaluation_split == "test" else [])]
+    source.prepare(tmp_path / "data")
+    assert found == expected
+    found.clear()
+    everything = source.build_all(tmp_path / "data")
+    assert found == expected
+    assert everything.keys() == built.keys()
+    for split, images in everything.items():
+        assert images.split == split
+        assert images.digest == built[split].digest
+        assert images.places.tolist() == built[split].places.tolist()
+
+
+def test_without_labels_no_split_is_evaluated(write, tmp_path):
+    source = write("saved").but({"label_column": None})
+    assert source.build_all(tmp_path / "data").keys() == {"train", "bank"}
 
 
 def test_kind_chooses_the_data_set():
