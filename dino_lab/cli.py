@@ -132,23 +132,25 @@ def data(
         asking.check_lab(lab)
         trial = asking.find_baseline(baseline).but({"data.kind": name, **overrides})
         from dino_lab.contact_sheet import contact_sheet
-        from dino_lab.core.evaluation import Evaluation
+        from dino_lab.core.evaluation import opened
 
-        folder = asking.data_dir(lab)
         with terminal.counting() as progress:
-            (trial,) = asking.ready([trial], lab, download=download, progress=progress)
-        splits = {"training": trial.data.build("train", folder), **Evaluation(trial, folder).images}
-        sheet = folder / f"{name}.png"
-        contact_sheet(splits["training"], trial.crops, rows=8, seed=trial.seed).save(sheet)
+            (trial,) = asking.prepared([trial], lab, progress=progress, download=download)
+        images, evaluation = opened(trial, asking.data_dir(lab))
+        splits = {"training": images, **evaluation.images}
+        sheet = asking.data_dir(lab) / f"{images.name}-{images.digest[:8]}.png"
+        contact_sheet(images, trial.crops, rows=8, seed=trial.seed).save(sheet)
     facts = {role: images.facts for role, images in splits.items()}
     counts = {role: images.class_counts for role, images in splits.items()}
-    skipped = splits["training"].skipped
+    skipped = {name: why for images in splits.values() for name, why in images.skipped.items()}
     if as_json:
         _print_json({"splits": facts, "class_counts": counts, "skipped": skipped, "sheet": str(sheet)})
         return
     out.print(terminal.data_table(facts))
-    out.print(terminal.class_table(counts))
-    out.print(terminal.skipped_lines(skipped), markup=False)
+    if evaluation.images:
+        out.print(terminal.class_table(counts))
+    for line in terminal.skipped_lines(skipped):
+        out.print(line, markup=False)
     print(sheet)
 
 
@@ -163,7 +165,7 @@ def train(
         trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(asking.data_dir(lab))})
         asking.check_machine([trial])
         with terminal.counting() as progress:
-            (trial,) = asking.ready([trial], lab, download=download, progress=progress)
+            (trial,) = asking.prepared([trial], lab, progress=progress, download=download)
         import torch
 
         from dino_lab.orchestration.folder import TrialFolder, run_trial
@@ -201,7 +203,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment's trials; a second time go on with what is unfinished."""
-    asked = _ask(name, changes, baseline, seeds, lab, training=True, download=download)
+    asked = _ask(name, changes, baseline, seeds, lab, training=True, download=download, address=address)
     summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, quiet=as_json)
     if as_json:
         _print_json(_facts(asked) | dataclasses.asdict(summary) | {"notes": summary.notes})
@@ -339,12 +341,20 @@ def _ask(
     *,
     training: bool = False,
     download: bool = False,
+    address: str | None = None,
 ) -> Asked:
-    """What was asked for, with the digests of its data; before training, all of the data is made ready too."""
+    """What was asked for; before training, this machine is looked at, unless a cluster trains, and data made ready."""
     with _told():
         asked = asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab)
-        with terminal.counting() as progress:
-            return asking.with_data(asked, progress=progress, download=download, training=training)
+        if training:
+            if address is None:
+                asking.check_machine(each.trial for each in asked.labelled)
+            with terminal.counting() as progress:
+                return asking.with_data(asked, progress=progress, download=download)
+        asked, notes = asking.with_known_data(asked)
+        for note in notes:
+            print(f"dino_lab: {note}", file=sys.stderr)
+        return asked
 
 
 def _run(
@@ -356,8 +366,6 @@ def _run(
     quiet: bool = False,
 ) -> "Summary":
     with _told():
-        if address is None:
-            asking.check_machine(each.trial for each in asked.labelled)
         from dino_lab.orchestration import runner
 
         if not quiet:

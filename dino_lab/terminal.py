@@ -72,13 +72,13 @@ def class_table(counts: "Mapping[str, Mapping[str, int]]") -> Table:
     return table
 
 
-def skipped_lines(skipped: "Mapping[str, str]") -> str:
-    """What could not be decoded; empty if all could."""
+def skipped_lines(skipped: "Mapping[str, str]") -> list[str]:
+    """What could not be decoded; nothing if all could."""
+    if not skipped:
+        return []
     shown = [f"{name}: {why}" for name, why in list(skipped.items())[:_SKIPPED_SHOWN]]
     more = [f"and {len(skipped) - _SKIPPED_SHOWN} more"] if len(skipped) > _SKIPPED_SHOWN else []
-    return (
-        "\n".join([f"{len(skipped)} images could not be decoded and are left out:", *shown, *more]) if skipped else ""
-    )
+    return [f"{len(skipped)} images could not be decoded and are left out:", *shown, *more]
 
 
 def plan_table(ablation: "Ablation", first: "Mapping[str, LabelledTrial]", trials: "Sequence[TrialStatus]") -> Table:

@@ -258,6 +258,51 @@ def test_nothing_is_downloaded_unless_it_is_asked_for(folder: Path) -> None:
     assert not (folder / "lab" / "trials").exists()
 
 
+def test_a_plan_needs_no_data_and_says_that_its_ids_are_not_known(folder: Path) -> None:
+    plan = invoke("plan", "collapse", "--baseline", "imagenet_vits16", "--json")
+    assert plan.exit_code == 0
+    assert "ids of trials are not known before their images are read: data.root = 'imagenet'" in plan.stderr
+    assert len(json.loads(plan.stdout)["rows"]) == 3
+
+
+def test_looking_reads_no_image(photographs: Path, folder: Path) -> None:
+    for command in ("plan", "status"):
+        seen = invoke(command, "collapse", "--seeds", "0", *FILES)
+        assert seen.exit_code == 0
+        assert "16 images have not been read yet; run, train and data do it" in seen.stderr
+    assert not any((folder / "lab").glob("data/imagefolder*"))
+
+
+def test_moved_images_are_the_same_trial_and_lost_ones_are_found_by_their_digest(
+    photographs: Path, folder: Path
+) -> None:
+    known = answer("train", *FILES, "--set", "epochs=1", "--set", "optimizer.warmup_epochs=1")
+    photographs.rename(folder / "elsewhere")
+    moved = [word.replace("data.root=pets", "data.root=elsewhere") for word in FILES]
+    again = answer("train", *moved, "--set", "epochs=1", "--set", "optimizer.warmup_epochs=1")
+    (trial,) = (folder / "lab" / "trials").iterdir()
+    assert trial.name in known.splitlines()[0]
+    assert trial.name in again.splitlines()[0]
+    digest = json.loads((trial / "trial.json").read_text())["data"]["digest"]
+    plan = ["plan", "collapse", "--seeds", "0", "--json"]
+    there = json.loads(answer(*plan, *moved))["trials"]
+    lost = json.loads(answer(*plan, *FILES, "--set", f"data.digest={digest}"))["trials"]
+    assert [trial["trial_id"] for trial in lost] == [trial["trial_id"] for trial in there]
+
+
+def test_a_batch_larger_than_the_images_is_refused_before_any_trial(photographs: Path, folder: Path) -> None:
+    refused = invoke("run", "collapse", *SMOKE, *FILES[2:], "--set", "batch_size=32")
+    assert refused.exit_code == 2
+    assert "batch_size = 32: exceeds the 16 images of data" in refused.stderr
+    assert not (folder / "lab" / "trials").exists()
+
+
+def test_what_is_wrong_with_the_images_that_are_judged_names_their_section(folder: Path) -> None:
+    refused = invoke("train", *SMOKE[:2], "--set", "evals.data.kind=cifar10")
+    assert refused.exit_code == 2
+    assert "in evals.data: data.kind = 'cifar10'" in refused.stderr
+
+
 def test_a_trial_of_other_images_is_another_trial(photographs: Path, folder: Path) -> None:
     def trained() -> set[str]:
         answer("train", *FILES, "--set", "epochs=1", "--set", "optimizer.warmup_epochs=1")

@@ -11,25 +11,38 @@ from torch import Tensor, nn
 from dino_lab.core import records
 from dino_lab.core.data.batches import Wholes
 from dino_lab.core.data.images import ImageSet
-from dino_lab.core.trial import Trial
+from dino_lab.core.data.source import Split
+from dino_lab.core.trial import SameData, Trial
 
 _PIXELS_SIZE = 32
 """Side to which larger images are shrunk for k-NN of raw pixels, which would else need all of the memory."""
 
 
+def opened(trial: Trial, data_dir: Path) -> "tuple[ImageSet, Evaluation]":
+    """The images that a trial trains on, and those that it is judged by.
+
+    Raises:
+        ValueError: as `Source.build`.
+    """
+    if isinstance(trial.evals.data, SameData):
+        sets = trial.data.build_all(data_dir)
+        return sets["train"], Evaluation(trial, sets)
+    return trial.data.build("train", data_dir), Evaluation(trial, trial.evals.data.build_all(data_dir))
+
+
 class Evaluation:
     """k-NN on the images that a trial is judged by; nothing where nobody labelled them."""
 
-    def __init__(self, trial: Trial, data_dir: Path) -> None:
+    def __init__(self, trial: Trial, sets: Mapping[Split, ImageSet]) -> None:
         self.trial = trial
         self.size = trial.crops.global_crops_size
         self.images: dict[str, ImageSet] = {}
         """By their role: the neighbours, and those that are evaluated."""
-        bank = trial.judged.build("bank", data_dir)
+        bank = sets["bank"]
         if bank.labels:
             if len(bank) > trial.evals.knn.bank_images:
                 bank = bank.subset(np.arange(trial.evals.knn.bank_images))
-            self.images = {"neighbours": bank, "evaluation": trial.judged.build("test", data_dir)}
+            self.images = {"neighbours": bank, "evaluation": sets["test"]}
         self.factors = [factor for factor in bank.labels if factor != "class"]
 
     def trained(self, encoders: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dino_lab.core.checkpoint import CHECKPOINT
 from dino_lab.core.data.batches import Batches
 from dino_lab.core.diagnostics import signals
 from dino_lab.core.diagnostics.collapse import Verdict
-from dino_lab.core.evaluation import Evaluation
+from dino_lab.core.evaluation import opened
 from dino_lab.core.methods.method import Batch, Surroundings, joined
 from dino_lab.core.optimizers import set_schedule
 from dino_lab.core.records import Record
@@ -56,8 +56,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
     # ------------------------------------------------------------------ data
     data_dir = Path(trial.runtime.data_dir) if trial.runtime.data_dir else workdir / "data"
-    images = trial.data.build("train", data_dir)
-    evaluation = Evaluation(trial, data_dir)
+    images, evaluation = opened(trial, data_dir)
     data = {"training": images, **evaluation.images}
     digests = {role: image_set.digest for role, image_set in data.items()}
     batches = Batches(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ class Download(Source):
 
     Files must have the checksums of those that were published, so that the kind alone tells what they hold.
     """
+
+    not_identity: ClassVar = frozenset({"root"})  # the published files, wherever they lie
 
     root: str | None = Field(default=None, min_length=1)
     """The folder with the files, as torchvision keeps them; None: downloads in the lab's data folder."""

@@ -3,11 +3,12 @@ them. Small sets are kept as squares, decoded once; of large ones only checksums
 they are needed."""
 
 import hashlib
+import logging
 from abc import abstractmethod
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Literal, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -88,6 +89,12 @@ class EncodedSource(Source):
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{16}(-[0-9a-f]{16})?$")
     """What the training and the test split hold; filled in when a trial is prepared. None takes what lies there."""
 
+    location: ClassVar[frozenset[str]]
+    """Knobs that say where the files lie: with a digest they tell a trial from no other, wherever its data moves."""
+
+    def _unidentified(self) -> frozenset[str]:
+        return self.not_identity | (self.location if self.digest else frozenset())
+
     def read(self, split: Split, data_dir: Path, *, download: bool, progress: Progress) -> ImageSet:
         listing = self.listing(split, data_dir, download=download)
         number = len(listing.encoded)
@@ -133,6 +140,15 @@ class EncodedSource(Source):
     def told_apart(self, read: Read) -> Self:
         train = read("train")
         raw = [train, read("test")] if train.labels and self.evaluation_split == "test" else [train]
+        for images in raw:
+            if images.skipped:
+                number = len(images) + len(images.skipped)
+                logging.getLogger(__name__).warning(
+                    "%d of %d images in %s cannot be decoded and are left out",
+                    len(images.skipped),
+                    number,
+                    images.source,
+                )
         # Side by side and not one of both, so that a split can be told to have changed without a look at the other.
         return self.but({"digest": "-".join(images.digest[:16] for images in raw)})
 

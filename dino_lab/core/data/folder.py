@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -23,6 +23,8 @@ class ImageFolder(EncodedSource):
     what cannot be decoded is a bad one. ImageNet at 256 pixels takes 250 GB if it is kept, and an hour or more to
     decode; the reference crops from the whole photograph, as is done where nothing is kept.
     """
+
+    location: ClassVar = frozenset({"root"})
 
     kind: Literal["imagefolder"] = "imagefolder"
     """Which data set."""

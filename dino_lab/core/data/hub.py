@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -35,6 +35,8 @@ except Exception as error:
 
 class HuggingFace(EncodedSource):
     """A data set of the Hugging Face hub, or in a folder: saved by save_to_disk, or with parquet or arrow files."""
+
+    location: ClassVar = frozenset({"path"})
 
     kind: Literal["huggingface"] = "huggingface"
     """Which data set."""

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int64
@@ -27,6 +27,8 @@ EXTENSIONS = ("jpg", "jpeg", "png", "webp", "ppm", "bmp", "gif", "tif", "tiff")
 
 class WebDataset(EncodedSource):
     """Samples in plain tar files: an image each, and its class as a whole number in a .cls file, or none at all."""
+
+    location: ClassVar = frozenset({"train_shards", "test_shards"})
 
     kind: Literal["webdataset"] = "webdataset"
     """Which data set."""

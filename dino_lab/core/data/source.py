@@ -35,8 +35,8 @@ class Source(Settings, ABC):
     kind: str
     """Which data set."""
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of the training images, the same of each class, at least one image of each; a smaller one is part of
-    a larger one."""
+    """Fraction of the images that are trained on, the same of each class, at least one image of each; a smaller one is
+    part of a larger one. Neighbours of k-NN are taken from all."""
     classes: tuple[str, ...] | None = Field(default=None, min_length=1)
     """The classes that are kept, in all splits, by name; labels are numbered in this order. None keeps all."""
     evaluation_split: Literal["test", "held_out"] = "test"
@@ -132,7 +132,7 @@ class Source(Settings, ABC):
             if split == "test":
                 return bank.subset(np.flatnonzero(held_out))
             images = images.subset(np.flatnonzero(~np.isin(images.places, bank.places[held_out])))
-        if self.fraction < 1 and (split == "train" or self.bank_is_train):
+        if self.fraction < 1 and split == "train":
             turn, number = _turns(images)
             images = images.subset(np.flatnonzero(turn < np.maximum(1, np.rint(self.fraction * number))))
         return images

@@ -31,10 +31,11 @@ def test_a_fraction_has_the_same_share_of_each_class_and_is_part_of_a_larger_one
         before = set(part.places)
 
 
-def test_neighbours_are_of_the_fraction_and_the_test_split_is_whole(data_dir):
+def test_a_fraction_is_of_what_is_trained_on_alone(data_dir):
     tenth = DIGITS.but({"fraction": 0.1})
-    assert tenth.build("bank", data_dir).places.tolist() == tenth.build("train", data_dir).places.tolist()
-    assert tenth.build("test", data_dir).digest == DIGITS.build("test", data_dir).digest
+    assert 140 <= len(tenth.build("train", data_dir)) <= 147
+    for split in ("bank", "test"):
+        assert tenth.build(split, data_dir).digest == DIGITS.build(split, data_dir).digest
 
 
 def test_classes_are_kept_by_name_and_numbered_in_their_order(data_dir):
@@ -142,9 +143,8 @@ def test_stl10_has_labelled_neighbours_whatever_it_is_trained_on(train_split, wr
     train, bank, test = (held.build(split, tmp_path) for split in ("train", "bank", "test"))
     assert len(test) == 10
     assert not set(test.places) & (set(train.places) | set(bank.places))
-    # A fraction of the training images; neighbours only where they are the same.
     assert len(train) == {"unlabeled": 15, "train": 20, "train+unlabeled": 30}[train_split]
-    assert len(bank) == (20 if train_split == "train" else 30)
+    assert len(bank) == 30
 
 
 def test_images_without_labels_refuse_classes(write, tmp_path):
