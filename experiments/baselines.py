@@ -62,6 +62,8 @@ _SMOKE = _SHAPES_CPU | {
 _IMAGENET = {
     "data.kind": "imagefolder",
     "data.root": "imagenet",
+    # Crops are of whole photographs, as the reference's.
+    "data.image_size": None,
     "batch_size": 512,
     # As many parts as the reference has GPUs.
     "accumulation_steps": 8,

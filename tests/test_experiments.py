@@ -127,6 +127,14 @@ def test_an_experiment_expands_on_every_baseline_and_survives_json(name: str, ba
         assert again.identity == labelled.trial.identity
 
 
+@pytest.mark.parametrize("baseline", [name for name in BASELINES if name.startswith("imagenet")])
+def test_imagenet_is_cropped_from_whole_photographs_as_the_references(baseline: str) -> None:
+    trial = BASELINES[baseline]
+    assert trial.data.image_size is None
+    assert (trial.crops.global_crops_size, trial.crops.local_crops_size) == (224, 96)
+    assert trial.crops.global_1.blur_sigma == (0.1, 2.0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_have_names_and_trials_of_their_own(name: str) -> None:
     rows = ablation(name).rows
