@@ -146,9 +146,10 @@ def _carried(before: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     """The defaults of a new kind, with what the section before had under the same name where it is of the same sort."""
 
     def same_sort(old: Any, new: Any) -> bool:
-        return isinstance(old, dict) == isinstance(new, dict) and (
-            not isinstance(new, dict) or old.get("kind") == new.get("kind")
-        )
+        if isinstance(old, dict) and isinstance(new, dict):
+            return old.get("kind") == new.get("kind")
+        # Where one kind leaves open what another sets, they do not mean the same.
+        return isinstance(old, dict) == isinstance(new, dict) and (old is None) == (new is None)
 
     return {
         name: before[name] if name != "kind" and name in before and same_sort(before[name], value) else value

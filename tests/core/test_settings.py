@@ -25,7 +25,7 @@ class Inner(Settings):
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
-            raise ValueError(f"inner.scale = {value}: allowed is min <= max")
+            raise ValueError("allowed is min <= max")
         return value
 
 
@@ -123,8 +123,13 @@ class Fine(Settings):
     other: Machine = Machine()
 
 
+class Open(Settings):
+    kind: Literal["open"] = "open"
+    grain: int | None = None
+
+
 class Grained(Settings):
-    style: Annotated[Coarse | Fine, Field(discriminator="kind")] = Coarse()
+    style: Annotated[Coarse | Fine | Open, Field(discriminator="kind")] = Coarse()
 
 
 def test_another_kind_keeps_what_both_have_of_the_same_sort() -> None:
@@ -134,6 +139,12 @@ def test_another_kind_keeps_what_both_have_of_the_same_sort() -> None:
     square = before.but({"style.shape.kind": "square", "style.shape.side": 6.0})
     assert square.but({"style.kind": "fine"}).style == Fine(grain=4, shape=Square(side=6.0))
     assert before.but({"style.kind": "fine", "style.grain": 2}).style == Fine(grain=2)
+
+
+def test_what_one_kind_leaves_open_and_another_sets_is_not_kept() -> None:
+    coarse = Grained().but({"style.grain": 4})
+    assert coarse.but({"style.kind": "open"}).style == Open()
+    assert coarse.but({"style.kind": "open"}).but({"style.kind": "fine"}).style == Fine()
 
 
 def test_the_same_kind_again_keeps_its_knobs() -> None:
@@ -230,3 +241,23 @@ def test_identity_depends_on_values_alone() -> None:
     assert BASE.but({"inner.temp": 1}).identity == BASE.but({"inner.temp": 1.0}).identity
     assert Outer.of(BASE.model_dump(mode="json")).identity == BASE.identity
     assert BASE.but({"seed": 5}).but({"seed": 0}).identity == BASE.identity
+
+
+class Placed(Settings):
+    folder: str = "here"
+    digest: str | None = None
+
+    def _unidentified(self) -> frozenset[str]:
+        return frozenset({"folder"} if self.digest else ())
+
+
+class Around(Settings):
+    placed: Placed = Placed()
+
+
+def test_a_section_may_leave_fields_out_of_the_identity() -> None:
+    here, there = Around(), Around().but({"placed.folder": "there"})
+    assert here.identity != there.identity
+    known = [each.but({"placed.digest": "a"}).identity for each in (here, there)]
+    assert known[0] == known[1] != here.identity
+    assert Around().but({"placed.digest": "b"}).identity != known[0]
