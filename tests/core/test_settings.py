@@ -195,7 +195,7 @@ def test_the_knobs_of_every_kind_are_known() -> None:
         ({"inner.temp": float("nan")}, ["inner.temp = nan: input should be a finite number"]),
         ({"inner.temp": float("inf")}, ["inner.temp = inf: input should be a finite number"]),
         ({"shape.kind": "triangle"}, ["'round', 'square'"]),
-        ({"inner.scale": [0.5, 0.1]}, ["inner.scale = (0.5, 0.1): allowed is min <= max"]),
+        ({"inner.scale": [0.5, 0.1]}, ["inner.scale = [0.5, 0.1]: allowed is min <= max"]),
         ({"inner.temp": -1.0, "seed": "x"}, ["inner.temp = -1.0: ", "seed = 'x': "]),
     ],
 )
