@@ -75,10 +75,10 @@ def _write_timm(folder: Path, trial: Trial, weights: Weights) -> None:
             "input_size": [3, size, size],
             "mean": MEAN,
             "std": STD,
-            # The whole image, whatever its form, as in `whole`.
+            # The largest square in the middle, as in `whole`.
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "crop_mode": "squash",
+            "crop_mode": "center",
         },
     }
     folder.mkdir()
