@@ -8,16 +8,14 @@ import difflib
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dino_lab.ablation import Ablation, LabelledTrial
-    from dino_lab.core.data.source import Progress
-    from dino_lab.core.data.sources import AnyData
     from dino_lab.core.trial import Trial
 
 DEFAULT_BASELINE = "shapes_cpu"
@@ -113,86 +111,6 @@ def check_lab(lab: Path) -> None:
         raise ValueError(f"--lab {lab}: {'there is no folder' if folder != lab else 'not a folder:'} {folder}")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"--lab {lab}: cannot be written to")
-
-
-def data_dir(lab: Path) -> Path:
-    """Where a lab keeps its data sets."""
-    return lab.resolve() / "data"
-
-
-def with_data(asked: Asked, *, progress: "Progress", download: bool) -> Asked:
-    """The same, ready to train: see `prepared`."""
-    return _with_trials(
-        asked, prepared([e.trial for e in asked.labelled], asked.lab, progress=progress, download=download)
-    )
-
-
-def prepared(trials: "Sequence[Trial]", lab: Path, *, progress: "Progress", download: bool) -> "list[Trial]":
-    """Trials whose data is there and read, each data set once; of images in files with their digest, so that trials of
-    other images are other trials.
-
-    Args:
-        download: Whether a data set that is not there may be fetched.
-    """
-
-    def prepare(data: "AnyData") -> "AnyData":
-        return data.prepare(data_dir(lab), download=download, progress=progress)
-
-    ready = _each_data_set(trials, prepare)
-    for trial in ready:
-        if trial.data.known_train_images is None:  # or the trial would not be one
-            number = len(trial.data.build("train", data_dir(lab)))
-            if trial.batch_size > number:
-                raise ValueError(f"batch_size = {trial.batch_size}: exceeds the {number} images of data")
-    return ready
-
-
-def with_known_data(asked: Asked) -> tuple[Asked, list[str]]:
-    """The same, with the digests of images in files that were read before, and why others have none: nothing is read
-    now, and trials whose data nobody has read yet have not begun."""
-    notes = []
-
-    def identify(data: "AnyData") -> "AnyData":
-        try:
-            return data.with_digest(data_dir(asked.lab), progress=_not_now)
-        except (ValueError, _NotRead) as error:
-            notes.append(f"ids of trials are not known before their images are read: {error}")
-            return data
-
-    return _with_trials(asked, _each_data_set([each.trial for each in asked.labelled], identify)), notes
-
-
-class _NotRead(Exception):
-    """Images would have to be read."""
-
-
-def _not_now(done: int, total: int) -> None:
-    raise _NotRead(f"{total} images have not been read yet; run, train and data do it")
-
-
-def _with_trials(asked: Asked, trials: "Sequence[Trial]") -> Asked:
-    labelled = [replace(each, trial=trial) for each, trial in zip(asked.labelled, trials, strict=True)]
-    return replace(asked, labelled=labelled)
-
-
-def _each_data_set(trials: "Sequence[Trial]", change: "Callable[[AnyData], AnyData]") -> "list[Trial]":
-    """The trials with what becomes of each data set, which is looked at once."""
-    known: dict[AnyData, AnyData] = {}
-
-    def changed(section: str, data: "AnyData") -> "AnyData":
-        if data not in known:
-            try:
-                known[data] = change(data)
-            except ValueError as error:
-                raise ValueError(f"in evals.data: {error}" if section == "evals.data" else str(error)) from None
-        return known[data]
-
-    made = []
-    for trial in trials:
-        sections = {"data": trial.data} | ({} if trial.evals.data.kind == "same" else {"evals.data": trial.judged})
-        changes = {section: changed(section, data) for section, data in sections.items()}
-        made.append(trial.but({section: data.model_dump(mode="json") for section, data in changes.items()}))
-    return made
 
 
 def find_trial(trial_id: str, lab: Path) -> "Trial":

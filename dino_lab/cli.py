@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
 import typer
 from rich.console import Console
 
-from dino_lab import asking, terminal
+from dino_lab import asking, preparing, terminal
 from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
 
 if TYPE_CHECKING:
@@ -135,10 +135,10 @@ def data(
         from dino_lab.core.evaluation import opened
 
         with terminal.counting() as progress:
-            (trial,) = asking.prepared([trial], lab, progress=progress, download=download)
-        images, evaluation = opened(trial, asking.data_dir(lab))
+            (trial,) = preparing.prepared([trial], lab, progress=progress, download=download)
+        images, evaluation = opened(trial, preparing.data_dir(lab))
         splits = {"training": images, **evaluation.images}
-        sheet = asking.data_dir(lab) / f"{images.name}-{images.digest[:8]}.png"
+        sheet = preparing.data_dir(lab) / f"{images.name}-{images.digest[:8]}.png"
         contact_sheet(images, trial.crops, rows=8, seed=trial.seed).save(sheet)
     facts = {role: images.facts for role, images in splits.items()}
     counts = {role: images.class_counts for role, images in splits.items()}
@@ -162,10 +162,10 @@ def train(
     with _told():
         overrides = asking.parse_changes(changes)
         asking.check_lab(lab)
-        trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(asking.data_dir(lab))})
+        trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(preparing.data_dir(lab))})
         asking.check_machine([trial])
         with terminal.counting() as progress:
-            (trial,) = asking.prepared([trial], lab, progress=progress, download=download)
+            (trial,) = preparing.prepared([trial], lab, progress=progress, download=download)
         import torch
 
         from dino_lab.orchestration.folder import TrialFolder, run_trial
@@ -350,8 +350,8 @@ def _ask(
             if address is None:
                 asking.check_machine(each.trial for each in asked.labelled)
             with terminal.counting() as progress:
-                return asking.with_data(asked, progress=progress, download=download)
-        asked, notes = asking.with_known_data(asked)
+                return preparing.with_data(asked, progress=progress, download=download)
+        asked, notes = preparing.with_known_data(asked)
         for note in notes:
             print(f"dino_lab: {note}", file=sys.stderr)
         return asked

@@ -1,7 +1,7 @@
 """What do local crops buy?
 
 Expect: more local crops are better and cost time and memory; two global crops alone are worst (paper, Table 8). The
-report's table of costs stands beside the paper's hours and memory.
+report's table of costs stands beside the paper's hours and memory; on a processor memory is mostly the process itself.
 
 Command: dino-lab run crop_count
 Cost: 18 trials on shapes_cpu, about 10 minutes on 2 cores.
