@@ -45,11 +45,11 @@ def following(out: Console) -> Iterator[Show]:
 
 @contextlib.contextmanager
 def counting() -> Iterator["Callable[[int, int], None]"]:
-    """Shows how many images are read, if that takes long enough to be told of images done at all."""
+    """Shows that data is being read, and how many images, where that is told."""
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading images", total=None, visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        task = bar.add_task("reading data", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def data_table(facts: "Mapping[str, Mapping[str, str | int]]") -> Table:
