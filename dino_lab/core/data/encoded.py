@@ -159,6 +159,7 @@ def _examine(
     """Reads and decodes every image, in the order in which they lie on disk, by as many threads as there are CPUs."""
     encoded, number = listing.encoded, len(listing.encoded)
     place = np.argsort(mixed)
+    progress(0, number)  # before anything is written, for who only wants to know whether it would be
     images = mapped(folder / "images.npy", (number, size, size, 3)) if size else np.zeros((number, 32), dtype=np.uint8)
 
     def examine(start: int) -> tuple[dict[int, str], bytes]:

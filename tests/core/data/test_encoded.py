@@ -136,6 +136,19 @@ def test_a_set_of_bad_images_alone_is_refused_though_they_are_skipped(tmp_path):
         settings.build("train", tmp_path / "data")
 
 
+def test_progress_that_refuses_stops_before_anything_is_written_or_read(write, tmp_path, monkeypatch):
+    begun: list[str] = []
+    monkeypatch.setattr(encoded, "mapped", lambda *_: begun.append("a map"))
+    monkeypatch.setattr(encoded, "decode", lambda *_: begun.append("an image"))
+
+    def refuse(done: int, total: int) -> None:
+        raise RuntimeError(f"{done} of {total}")
+
+    with pytest.raises(RuntimeError, match="0 of 36"):
+        write("imagefolder").build("train", tmp_path / "data", progress=refuse)
+    assert begun == []
+
+
 def test_at_most_ten_bad_images_are_named(tmp_path):
     folder = tmp_path / "all/train/one"
     folder.mkdir(parents=True)
