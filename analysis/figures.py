@@ -200,6 +200,8 @@ def _draw_uniform(axes: Axes, trials: pd.DataFrame) -> None:
 
 
 def _draw_pixels(axes: Axes, sweep: Sweep) -> None:
+    if not summary.judged_alike(sweep.trials):
+        return  # each class has its own
     mean = summary.untrained(sweep.trials, sweep.curves, names.PIXELS_KNN, row=sweep.baseline_row)["mean"]
     if not math.isnan(mean):
         _draw_level(axes, mean, "raw pixels")

@@ -77,6 +77,11 @@ def judged_by(trials: pd.DataFrame) -> "pd.Series[str]":
     return _images(trials, "classes", "class_factor")
 
 
+def judged_alike(trials: pd.DataFrame) -> bool:
+    """Whether k-NN of all rows is of the same images and the same class."""
+    return bool(judged_by(trials).nunique() == 1)
+
+
 def _images(trials: pd.DataFrame, *more: str) -> "pd.Series[str]":
     """By row: the knobs that say which images its trials are judged by, and more of that section."""
     first = trials.drop_duplicates("row").set_index("row")

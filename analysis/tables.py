@@ -149,7 +149,7 @@ def arms_table(sweep: Sweep) -> Table:
         if table["knn_n"].any()
         else "k-NN: no trial has it, as on data without labels.",
     ]
-    if not _judged_alike(sweep):
+    if not summary.judged_alike(sweep.trials):
         notes[-1] += " Rows are judged by different images: k-NN of one and of another are not to be compared."
     if table["difference_n"].any():
         cells["Δ k-NN"] = _measured(table, "difference", digits=1, signed=True)
@@ -162,13 +162,8 @@ def arms_table(sweep: Sweep) -> Table:
     notes += _paper_notes(sweep, PAPER)
     cells.index = pd.Index([*_marked(rows, counts), *references])
     # Of rows that are judged by different images none is the best.
-    best = _best(table.loc[rows], {"k-NN %": "knn"} if _judged_alike(sweep) else {})
+    best = _best(table.loc[rows], {"k-NN %": "knn"} if summary.judged_alike(sweep.trials) else {})
     return Table(cells, best, notes, references=len(references))
-
-
-def _judged_alike(sweep: Sweep) -> bool:
-    """Whether k-NN of all rows is of the same images and the same class."""
-    return bool(summary.judged_by(sweep.trials).nunique() == 1)
 
 
 def factors_table(sweep: Sweep) -> Table:
@@ -182,7 +177,7 @@ def factors_table(sweep: Sweep) -> Table:
         f" {_INTERVAL}",
         _MARKS,
     ]
-    if not _judged_alike(sweep):
+    if not summary.judged_alike(sweep.trials):
         notes[0] += " Where that row is not judged by images with a factor, the foot is of the first row that is."
     cells.index = pd.Index([*_marked(rows, summary.counts(sweep.trials)), UNTRAINED, PIXELS])
     return Table(cells, _best(table.loc[rows], columns), notes, references=2)

@@ -177,6 +177,17 @@ def test_one_row_has_no_difference_and_a_figure_of_one_map(sweep):
     assert one.get_figwidth() < 3.5 < 6.5 < two.get_figwidth() < 7
 
 
+def test_raw_pixels_are_a_level_only_where_all_rows_are_judged_alike(sweep):
+    def levels(trials) -> list[str]:
+        knn = figures.curves(replace(sweep, trials=trials)).axes[2]
+        return [text.get_text() for text in knn.texts]
+
+    assert levels(sweep.trials) == ["raw pixels"]
+    other = sweep.trials.assign(**{"param:evals.data.kind": "same"})
+    other.loc[other["row"] == "sharpening only", "param:evals.data.kind"] = "digits"
+    assert levels(other) == []
+
+
 def test_a_factor_that_a_row_does_not_have_is_a_dash(of_two_data_sets):
     left, right = figures.factors(of_two_data_sets).axes[:2]
     assert [label.get_text() for label in left.get_xticklabels()] == ["colour", "digit", "shape", "texture"]
