@@ -132,6 +132,7 @@ def data(
         asking.check_lab(lab)
         trial = asking.find_baseline(baseline).but({"data.kind": name, **overrides})
         from dino_lab.contact_sheet import contact_sheet
+        from dino_lab.core.data.encoded import told
         from dino_lab.core.evaluation import opened
 
         with terminal.counting() as progress:
@@ -149,7 +150,9 @@ def data(
     out.print(terminal.data_table(facts))
     if evaluation.images:
         out.print(terminal.class_table(counts))
-    for line in terminal.skipped_lines(skipped):
+    if skipped:
+        out.print(f"{len(skipped)} images are left out:")
+    for line in told(skipped):
         out.print(line, markup=False)
     print(sheet)
 

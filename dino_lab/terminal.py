@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from dino_lab.orchestration.runner import Progress
 
 _CLASSES_SHOWN = 20
-_SKIPPED_SHOWN = 10
 Show: TypeAlias = "Callable[[Progress], None]"
 
 _COLORS = {
@@ -70,15 +69,6 @@ def class_table(counts: "Mapping[str, Mapping[str, int]]") -> Table:
     if len(classes) > _CLASSES_SHOWN:
         table.add_row(f"and {len(classes) - _CLASSES_SHOWN} more")
     return table
-
-
-def skipped_lines(skipped: "Mapping[str, str]") -> list[str]:
-    """What could not be decoded; nothing if all could."""
-    if not skipped:
-        return []
-    shown = [f"{name}: {why}" for name, why in list(skipped.items())[:_SKIPPED_SHOWN]]
-    more = [f"and {len(skipped) - _SKIPPED_SHOWN} more"] if len(skipped) > _SKIPPED_SHOWN else []
-    return [f"{len(skipped)} images could not be decoded and are left out:", *shown, *more]
 
 
 def plan_table(ablation: "Ablation", first: "Mapping[str, LabelledTrial]", trials: "Sequence[TrialStatus]") -> Table:

@@ -245,7 +245,7 @@ def test_data_shows_what_could_not_be_decoded(photographs: Path) -> None:
     assert "1 of 17 images in pets/train cannot be decoded" in stopped.stderr
     assert "train/cat/notes.txt" in stopped.stderr
     shown = answer("data", "imagefolder", *FILES, "--set", "data.bad_images=skip")
-    assert "1 images could not be decoded and are left out:\ntrain/cat/notes.txt: no image" in shown
+    assert "1 images are left out:\ntrain/cat/notes.txt: cannot be decoded: no image that PIL knows" in shown
 
 
 def test_nothing_is_downloaded_unless_it_is_asked_for(folder: Path) -> None:

@@ -1,9 +1,11 @@
-"""Checkpoints: plain dicts of tensors and numbers, written whole or not at all."""
+"""Checkpoints: plain dicts of tensors and numbers; files that are written whole or not at all."""
 
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -12,10 +14,17 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replaces `path` in one act: a reader, or a crash, sees the old file or the new one, never a part."""
+    """Replaces the checkpoint in one act."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that replaces `path` in one act: a reader, or a crash, sees the old or the new, never a part."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        torch.save(state, file)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +98,8 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
         first_step, verdict, seconds = state["step"], Verdict(**state["verdict"]), state["seconds"]
-    _tell(workdir / DATA, {role: image_set.facts for role, image_set in data.items()})
+    with checkpoint.replacing(workdir / DATA) as file:
+        file.write(json.dumps({role: image_set.facts for role, image_set in data.items()}, indent=2).encode())
     if not resume_from:
         yield Record(0, 0.0, time.time(), evaluation.untrained(method.encoders()))
 
@@ -197,10 +197,3 @@ def _peak_memory_mib(device: torch.device) -> float:
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(peak.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on a Mac
-
-
-def _tell(path: Path, facts: dict[str, Any]) -> None:
-    """Whole or not at all: it may be read at any time."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(facts, indent=2))
-    new.replace(path)

@@ -5,6 +5,7 @@ they are needed."""
 import hashlib
 import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -24,7 +25,7 @@ from dino_lab.core.data.source import Progress, Read, Source, Split
 _PART = 64
 """Images that a thread works on at a time."""
 _SHOWN = 10
-"""Bad images that an error names."""
+"""Bad images that are named."""
 
 
 class Encoded(Protocol):
@@ -197,15 +198,18 @@ def _examine(
     return arrays, {encoded.name(i): why for i, why in bad.items()}
 
 
-def _complaint(skipped: dict[str, str], number: int, where: str) -> str:
+def told(skipped: Mapping[str, str]) -> list[str]:
+    """A line for each image that cannot be decoded, up to ten."""
     lines = [f"{name}: cannot be decoded: {why}" for name, why in list(skipped.items())[:_SHOWN]]
-    if len(skipped) > _SHOWN:
-        lines.append(f"and {len(skipped) - _SHOWN} more")
+    return lines + ([f"and {len(skipped) - _SHOWN} more"] if len(skipped) > _SHOWN else [])
+
+
+def _complaint(skipped: Mapping[str, str], number: int, where: str) -> str:
     return "\n".join(
         [
             f"data.bad_images = 'stop': {len(skipped)} of {number} images in {where} cannot be decoded; "
             "data.bad_images = 'skip' leaves them out:",
-            *lines,
+            *told(skipped),
         ]
     )
 

@@ -125,9 +125,10 @@ class HuggingFace(EncodedSource):
         images = self._column(splits, split, self.image_column)
         try:
             return images.cast_column(self.image_column, datasets.Image(decode=False))
-        except (TypeError, ValueError, NotImplementedError):
-            holds = images.features[self.image_column]
-            raise ValueError(f"data.image_column = {self.image_column!r}: holds no images but {holds}") from None
+        # What pyarrow and the library raise of a column that is none of images, by its type; told with their reason.
+        except (TypeError, ValueError, NotImplementedError) as error:
+            holds = f"holds no images but {images.features[self.image_column]}"
+            raise ValueError(f"data.image_column = {self.image_column!r}: {holds}: {error}") from None
 
     def _labels(self, splits: dict[str, Any], split: str) -> tuple[Int64[np.ndarray, "N"] | None, tuple[str, ...]]:
         if self.label_column is None:

@@ -76,14 +76,14 @@ class Source(Settings, ABC):
         self._all(read)
         return self.told_apart(read)
 
-    def with_digest(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
+    def with_digest(self, data_dir: Path, *, progress: Progress = silent) -> Self:
         """These settings, of files that may hold any images with the digest of what lies there, which makes trials of
         other images other trials.
 
         Raises:
             ValueError: as `build`.
         """
-        return self.told_apart(self._once(data_dir, download=download, progress=progress))
+        return self.told_apart(self._once(data_dir, download=False, progress=progress))
 
     @property
     def known_train_images(self) -> int | None:
