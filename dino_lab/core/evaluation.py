@@ -52,6 +52,8 @@ class Evaluation:
         top1 = self._knn(encoders, self.size)
         first, *others = encoders
         values = {records.KNN: top1(first, "class"), records.STUDENT_KNN: top1(others[0] if others else first, "class")}
+        if others:
+            values[records.TEACHER_MINUS_STUDENT] = values[records.KNN] - values[records.STUDENT_KNN]
         return values | {records.FACTOR_KNN + factor: top1(first, factor) for factor in self.factors}
 
     def untrained(self, encoders: Mapping[str, nn.Module]) -> dict[str, float]:

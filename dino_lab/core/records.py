@@ -3,6 +3,7 @@
 `dino_lab.core` writes these names, `analysis` reads them; they share nothing else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -13,7 +14,8 @@ Better: TypeAlias = Literal["higher", "lower", "neither"]
 class Record:
     """What a trial shows of itself after `step` optimiser steps.
 
-    `verdict` is the collapse verdict on the trial so far and `onset_step` the step at which it began.
+    `verdict` is the collapse verdict on the trial so far and `onset_step` the step at which it began; `left` has the
+    collapses that were called before and taken back: kind, first and last step.
     """
 
     step: int
@@ -23,6 +25,7 @@ class Record:
     values: dict[str, float] = field(default_factory=dict)
     verdict: str = "none"
     onset_step: int | None = None
+    left: Sequence[tuple[str, int, int]] = ()
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,27 @@ LOSS = "train/loss"
 TEACHER_ENTROPY = "train/teacher_entropy"
 KL = "train/kl"
 ENTROPY_FRACTION = "train/teacher_entropy_fraction"
-MARGINAL_ENTROPY = "train/marginal_entropy"
-EMBEDDING_STD = "train/embedding_std"
-OUTPUT_STD = "train/output_std"
 GRADIENT_NORM = "train/gradient_norm"
+GRADIENT_NORM_OF = "train/gradient_norm_"
+"""Prefix; the part of the student follows."""
+PROTOTYPES_NUMBER = "targets/prototypes_number"
+MARGINAL_ENTROPY = "targets/marginal_entropy"
+MUTUAL_INFORMATION = "targets/mutual_information"
+PROTOTYPES_IN_USE = "targets/prototypes_in_use"
+PROTOTYPES_PERPLEXITY = "targets/prototypes_perplexity"
+LARGEST_SHARE = "targets/largest_share"
+AGREEMENT = "targets/agreement"
+EMBEDDING_STD = "features/embedding_std"
+EMBEDDING_RANK = "features/embedding_rank"
+EMBEDDING_SPECTRUM = "features/embedding_spectrum_"
+"""Prefix; the place of the singular value follows."""
+OUTPUT_STD = "features/output_std"
+OUTPUT_RANK = "features/output_rank"
+OUTPUT_SPECTRUM = "features/output_spectrum_"
+"""Prefix; the place of the singular value follows."""
 CENTER_NORM = "center/norm"
+CENTER_SHARE = "center/share_of_logits"
+TEACHER_DISTANCE = "teacher/distance"
 LR = "schedule/lr"
 WEIGHT_DECAY = "schedule/weight_decay"
 MOMENTUM_TEACHER = "schedule/momentum_teacher"
@@ -51,9 +70,11 @@ TEACHER_TEMP = "schedule/teacher_temp"
 IMAGES_PER_SECOND = "runtime/images_per_second"
 TRAIN_MINUTES = "runtime/train_minutes"
 PEAK_MEMORY = "runtime/peak_memory_mib"
+
 KNN = "eval/knn_top1"
 STUDENT_KNN = "eval/student_knn_top1"
 PIXELS_KNN = "eval/pixels_knn_top1"
+TEACHER_MINUS_STUDENT = "eval/teacher_minus_student_knn_top1"
 FACTOR_KNN = "factor/knn_top1_"
 """Prefix; the name of the factor follows."""
 FACTOR_PIXELS_KNN = "factor/pixels_knn_top1_"
@@ -71,16 +92,31 @@ METRICS = {
         Metric(TEACHER_ENTROPY, "nats", "neither", "entropy of the teacher's targets; 0 is one-hot, ln K is uniform"),
         Metric(KL, "nats", "neither", "KL(teacher || student) over the same pairs; loss = teacher entropy + KL"),
         Metric(ENTROPY_FRACTION, "of ln K", "neither", "teacher entropy as a fraction of ln K"),
-        Metric(MARGINAL_ENTROPY, "nats", "higher", "entropy of the mean target over the batch"),
-        Metric(EMBEDDING_STD, "1", "higher", "std over the batch of the teacher's l2-normalised features, x sqrt(D)"),
-        Metric(OUTPUT_STD, "1", "higher", "the same of the outputs that a loss without targets compares, x sqrt(K)"),
         Metric(
             GRADIENT_NORM,
             "1",
             "neither",
             "l2 norm of the student's gradient before clipping, a held last layer left out",
         ),
+        Metric(PROTOTYPES_NUMBER, "1", "neither", "K, the dimension of the targets"),
+        Metric(MARGINAL_ENTROPY, "nats", "higher", "entropy of the mean target over the last K targets or so"),
+        Metric(
+            MUTUAL_INFORMATION,
+            "nats",
+            "higher",
+            "what a target says of its image: entropy of the batch's mean target minus theirs",
+        ),
+        Metric(PROTOTYPES_IN_USE, "1", "higher", "prototypes that were the largest of one of the last K targets or so"),
+        Metric(PROTOTYPES_PERPLEXITY, "1", "higher", "exp of the entropy of how often each was the largest"),
+        Metric(LARGEST_SHARE, "1", "lower", "fraction of targets whose largest prototype is the most frequent one"),
+        Metric(AGREEMENT, "1", "neither", "fraction of pairs of crops where teacher and student have the same largest"),
+        Metric(EMBEDDING_STD, "1", "higher", "std over the batch of the teacher's l2-normalised features, x sqrt(D)"),
+        Metric(EMBEDDING_RANK, "1", "higher", "effective rank of the teacher's features of a batch, at most 2 B"),
+        Metric(OUTPUT_STD, "1", "higher", "std over the batch of what the loss compares, of length 1, x sqrt(K)"),
+        Metric(OUTPUT_RANK, "1", "higher", "effective rank of the teacher's outputs of a batch, at most 2 B"),
         Metric(CENTER_NORM, "1", "neither", "l2 norm of the centre"),
+        Metric(CENTER_SHARE, "1", "neither", "l2 norm of the centre over the mean norm of the teacher's logits"),
+        Metric(TEACHER_DISTANCE, "1", "neither", "l2 distance of teacher and student weights over the student's norm"),
         Metric(LR, "1", "neither", "learning rate of this step"),
         Metric(WEIGHT_DECAY, "1", "neither", "weight decay of this step"),
         Metric(MOMENTUM_TEACHER, "1", "neither", "weight of the old teacher in its update"),
@@ -98,14 +134,24 @@ METRICS = {
         ),
         Metric(STUDENT_KNN, "%", "higher", "the same with the student's features"),
         Metric(PIXELS_KNN, "%", "higher", "the same with raw pixels"),
+        Metric(TEACHER_MINUS_STUDENT, "points", "neither", "k-NN with the teacher's features minus the student's"),
     )
 }
 
+_OF_A_FACTOR = "weighted k-NN of the factor {} on held-out images, "
+_FAMILIES: tuple[tuple[str, str, Better, str], ...] = (
+    (FACTOR_KNN, "%", "higher", _OF_A_FACTOR + "teacher features"),
+    (FACTOR_PIXELS_KNN, "%", "higher", _OF_A_FACTOR + "raw pixels"),
+    (GRADIENT_NORM_OF, "1", "neither", "the same of the student's {} alone"),
+    (EMBEDDING_SPECTRUM, "1", "neither", "singular value {} of the teacher's features, over the largest"),
+    (OUTPUT_SPECTRUM, "1", "neither", "singular value {} of the teacher's outputs, over the largest"),
+)
+"""Names that are made of a prefix and of what follows it, which stands in their meaning."""
+
 
 def metric(name: str) -> Metric:
-    """The unit, direction and meaning of a logged name; factor names are made of their prefix."""
-    for prefix, features in ((FACTOR_KNN, "teacher features"), (FACTOR_PIXELS_KNN, "raw pixels")):
-        if name.startswith(prefix):
-            factor = name.removeprefix(prefix)
-            return Metric(name, "%", "higher", f"weighted k-NN of the factor {factor} on held-out images, {features}")
+    """The unit, direction and meaning of a logged name."""
+    for prefix, unit, better, meaning in _FAMILIES:
+        if name.startswith(prefix) and name not in METRICS:
+            return Metric(name, unit, better, meaning.format(name.removeprefix(prefix)))
     return METRICS[name]

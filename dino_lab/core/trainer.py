@@ -17,6 +17,7 @@ from dino_lab.core.checkpoint import CHECKPOINT
 from dino_lab.core.data.batches import Batches
 from dino_lab.core.diagnostics import signals
 from dino_lab.core.diagnostics.collapse import Verdict
+from dino_lab.core.diagnostics.prototypes import PrototypeUse
 from dino_lab.core.evaluation import opened
 from dino_lab.core.methods.method import Batch, Surroundings, joined
 from dino_lab.core.optimizers import set_schedule
@@ -40,7 +41,8 @@ class Diverged(RuntimeError):
 def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> Iterator[Record]:
     """Trains a student, with its teacher if the method has one, and yields what they show of themselves.
 
-    A record at step 0 (the untrained network), every `runtime.log_period_steps`, at each evaluation and at the end. The
+    A record at step 0 (the untrained network), every `runtime.log_period_steps`, at each evaluation and at the end,
+    which a collapse may bring early (`collapse.policy`). The
     latest checkpoint lies at workdir/checkpoint.pt, always behind the records: it is written when the record
     of its step has been taken. Resumed, it yields the records that follow the checkpoint, the same bits on CPU. What
     was trained on and judged is told in workdir/data.json.
@@ -85,7 +87,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     optimizer = trial.optimizer.build(method.student)
 
     # ---------------------------------------------------------------- resume
-    first_step, verdict, seconds = 0, Verdict(), 0.0
+    first_step, verdict, seconds, use = 0, Verdict(), 0.0, PrototypeUse()
     if resume_from:
         state = checkpoint.load(resume_from, device=device)
         if state["trial"] != trial.identity:
@@ -97,6 +99,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 )
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
+        use.load_state_dict(state["use"])
         first_step, verdict, seconds = state["step"], Verdict(**state["verdict"]), state["seconds"]
     with checkpoint.replacing(workdir / DATA) as file:
         file.write(json.dumps({role: image_set.facts for role, image_set in data.items()}, indent=2).encode())
@@ -106,8 +109,10 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     # ------------------------------------------------------------------ loop
     recorded_step, recorded_seconds = first_step, seconds
     _forget_peak_memory()
-    loader = batches.load(range(first_step, steps), loader_workers=trial.runtime.loader_workers)
-    for step in range(first_step, steps):
+    stopped = trial.collapse.stops(first_step, verdict.kind, verdict.onset_step)
+    ahead = range(first_step, first_step if stopped else steps)
+    loader = batches.load(ahead, loader_workers=trial.runtime.loader_workers)
+    for step in ahead:
         started = time.perf_counter()
         done = step + 1
         evaluated = done == steps or done % (trial.evals.every_epochs * steps_per_epoch) == 0
@@ -128,46 +133,55 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 with torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
                     outcome = method.loss(part, now)
                 if not torch.isfinite(outcome.loss):
+                    yield Record(done, done / steps_per_epoch, time.time(), {}, "diverged", done, verdict.left)
                     raise Diverged(done)
                 (outcome.loss / trial.accumulation_steps).backward()
+                if outcome.targets is not None:
+                    use.see(outcome.targets)
                 if recorded:
                     outcomes.append(replace(outcome, loss=outcome.loss.detach()))
 
         for parameter in method.held(now):
             parameter.grad = None
+        norms = signals.gradient_norms(method.student) if recorded else {}
         gradient_norm = trial.optimizer.clip(method.student.parameters())
         optimizer.step()
         method.after_step(now)
+        use.end_step()
         seconds += time.perf_counter() - started
 
         if recorded:
             outcome = joined(outcomes)
-            measured: dict[str, float | Tensor] = outcome.measures | {
+            measured: dict[str, float | Tensor] = {
+                **outcome.measures,
+                **use.measures(),
+                **signals.of_features(outcome.features),
+                **signals.of_outputs(outcome.outputs),
                 records.LOSS: outcome.loss,
-                records.EMBEDDING_STD: signals.spread(outcome.features),
                 records.GRADIENT_NORM: gradient_norm,
+                **{records.GRADIENT_NORM_OF + part: norm for part, norm in norms.items()},
                 records.LR: lr,
                 records.WEIGHT_DECAY: weight_decay,
                 records.IMAGES_PER_SECOND: (done - recorded_step) * trial.batch_size / (seconds - recorded_seconds),
                 records.TRAIN_MINUTES: seconds / 60,
                 records.PEAK_MEMORY: _peak_memory_mib(device),
             }
+            encoders = method.encoders()
+            if "teacher" in encoders:
+                measured[records.TEACHER_DISTANCE] = signals.distance(encoders["teacher"], encoders["student"])
             if outcome.targets is not None:
-                measured |= {
-                    records.MARGINAL_ENTROPY: signals.marginal_entropy(outcome.targets),
-                    records.ENTROPY_FRACTION: measured[records.TEACHER_ENTROPY] / math.log(outcome.targets.shape[-1]),
-                }
-            if outcome.outputs is not None:
-                measured[records.OUTPUT_STD] = signals.spread(outcome.outputs)
+                fraction = measured[records.TEACHER_ENTROPY] / math.log(outcome.targets.shape[-1])
+                measured[records.ENTROPY_FRACTION] = fraction
             values = {name: float(value) for name, value in measured.items()}
-            out_dim = None if outcome.targets is None else outcome.targets.shape[-1]
-            verdict = verdict.after(done, values, out_dim=out_dim, bounds=trial.collapse)
-            if evaluated:
-                values |= evaluation.trained(method.encoders())
-            yield Record(done, done / steps_per_epoch, time.time(), values, verdict.kind, verdict.onset_step)
+            verdict = verdict.after(done, values, bounds=trial.collapse)
+            stopped = trial.collapse.stops(done, verdict.kind, verdict.onset_step)
+            if evaluated or stopped:
+                values |= evaluation.trained(encoders)
+            said = (verdict.kind, verdict.onset_step, verdict.left)
+            yield Record(done, done / steps_per_epoch, time.time(), values, *said)
             recorded_step, recorded_seconds = done, seconds
 
-        if done == steps or done % trial.runtime.checkpoint_period_steps == 0:
+        if done == steps or stopped or done % trial.runtime.checkpoint_period_steps == 0:
             state = {
                 "trial": trial.identity,
                 "step": done,
@@ -178,9 +192,12 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 "judged": next(iter(method.encoders())),
                 "method": method.state_dict(),
                 "optimizer": optimizer.state_dict(),
+                "use": use.state_dict(),
                 "verdict": vars(verdict),
             }
             checkpoint.save(workdir / CHECKPOINT, state)
+        if stopped:
+            return
 
 
 def _forget_peak_memory() -> None:

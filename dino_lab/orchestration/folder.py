@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 from dino_lab.core.records import ENTROPY_FRACTION, IMAGES_PER_SECOND, KNN, Record
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dino_lab.ablation import LabelledTrial
     from dino_lab.core.trial import Trial
 
-Ended: TypeAlias = Literal["finished", "diverged", "failed"]
+Ended: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
 State: TypeAlias = Literal["waiting", "running", "interrupted"] | Ended
 Train: TypeAlias = Callable[..., Iterator[Record]]
 
@@ -40,7 +40,7 @@ class End:
 
     @property
     def is_final(self) -> bool:
-        """Never run again: finished or diverged. What failed is tried again by the next run."""
+        """Never run again: finished, stopped for its collapse, or diverged. What failed is tried again."""
         return self.state != "failed"
 
 
@@ -61,7 +61,7 @@ class TrialFolder:
         if not self.journal.exists():
             return []
         whole, _, _torn = self.journal.read_text().rpartition("\n")
-        return [Record(**json.loads(line)) for line in whole.splitlines()[skip:]]
+        return [_record(json.loads(line)) for line in whole.splitlines()[skip:]]
 
     def append(self, record: Record) -> None:
         """Adds one line to the journal; it is on the disk on return."""
@@ -113,7 +113,7 @@ class TrialFolder:
 
 
 def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator[Record]:
-    """Trains into the trial's folder, going on from its checkpoint; nothing if it has finished or diverged.
+    """Trains into the trial's folder, going on from its checkpoint; nothing if it has ended otherwise than by failing.
 
     Each record is in the journal before it is yielded. Steps between the checkpoint and a crash are computed
     a second time, to the same bits, and yielded, but the journal keeps their first record: each step is there once.
@@ -145,7 +145,9 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
             folder.write_end(End("failed", traceback.format_exc(), time.monotonic() - start))
             raise
         else:
-            folder.write_end(End("finished", None, time.monotonic() - start))
+            *_, last = folder.records()
+            stopped = last.epoch < trial.epochs and trial.collapse.stops(last.step, last.verdict, last.onset_step)
+            folder.write_end(End("stopped" if stopped else "finished", None, time.monotonic() - start))
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,8 @@ class TrialStatus:
     images_per_second: float | None = None
     verdict: str = "none"
     onset_step: int | None = None
+    left: tuple[tuple[str, int, int], ...] = ()
+    """Collapses that were called and taken back: kind, first and last step."""
     seconds: float | None = None
     """Wall time of the attempt that ended it."""
     error: str | None = None
@@ -198,6 +202,7 @@ def refreshed(trial: TrialStatus, lab: Path) -> TrialStatus:
             images_per_second=record.values.get(IMAGES_PER_SECOND, trial.images_per_second),
             verdict=record.verdict,
             onset_step=record.onset_step,
+            left=tuple(record.left),
         )
     return trial
 
@@ -240,6 +245,11 @@ def _take(file: IO[str], kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _record(values: dict[str, Any]) -> Record:
+    """As it was before JSON made lists of its tuples."""
+    return Record(**values | {"left": tuple((kind, first, last) for kind, first, last in values.get("left", ()))})
 
 
 def _write(path: Path, text: str) -> None:

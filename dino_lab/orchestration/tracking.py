@@ -35,6 +35,7 @@ _RUN_STATUS: dict[State, str] = {
     "running": "RUNNING",
     "interrupted": "KILLED",
     "finished": "FINISHED",
+    "stopped": "FINISHED",
     "diverged": "FAILED",
     "failed": "FAILED",
 }
@@ -54,6 +55,7 @@ _UNTRAINED = {
     "dino_lab.state": "waiting",
     "dino_lab.verdict": "none",
     "dino_lab.onset_step": "",
+    "dino_lab.left": "[]",
     "dino_lab.mirrored_records": "0",
 }
 
@@ -302,6 +304,7 @@ def _tags_after(record: Record, mirrored: int) -> dict[str, str]:
     return {
         "dino_lab.verdict": record.verdict,
         "dino_lab.onset_step": "" if record.onset_step is None else str(record.onset_step),
+        "dino_lab.left": json.dumps(record.left),
         "dino_lab.mirrored_records": str(mirrored),
     }
 

@@ -307,6 +307,34 @@ def test_time_is_counted_over_all_attempts(short: Trial, tmp_path: Path) -> None
     assert all(record.values[records.PEAK_MEMORY] > 100 for record in rest)
 
 
+# --------------------------------------------------------------------------------------------------- collapse
+
+AT_ONCE = {
+    "collapse.uniform_entropy": 1e-6,
+    "collapse.one_prototype_entropy": 0.0,
+    "collapse.low_kl": 1e6,
+    "collapse.unmoved": 1e-6,
+    "collapse.certain_steps": 0,
+}
+"""Whatever moves is called uniform: of the third step on, since it has to be elsewhere in two."""
+
+
+def test_a_collapse_is_recorded_and_changes_nothing_else(short: Trial, tmp_path: Path) -> None:
+    plain, called = run(short, tmp_path), run(short.but(AT_ONCE), tmp_path)
+    assert [record.verdict for record in called] == ["none"] + ["not_started"] * 2 + ["uniform"] * 4
+    assert [each[:3] for each in shown(called)] == [each[:3] for each in shown(plain)]
+
+
+def test_a_collapse_ends_the_trial_if_asked_with_an_evaluation_and_for_good(short: Trial, tmp_path: Path) -> None:
+    trial = short.but(AT_ONCE | {"collapse.policy": "stop", "collapse.after_steps": 1})
+    made = run(trial, tmp_path)
+    assert [record.step for record in made] == [0, 1, 2, 3, 4]
+    assert [record.verdict for record in made][-2:] == ["uniform"] * 2
+    assert records.KNN in made[-1].values
+    assert kept(tmp_path)["finished"] is False
+    assert run(trial, tmp_path, resume_from=tmp_path / CHECKPOINT) == []
+
+
 # ----------------------------------------------------------------------------------------------------- errors
 
 
@@ -330,6 +358,9 @@ def test_a_loss_that_is_not_finite_ends_the_trial_as_diverged(short: Trial, tmp_
     made: list[Record] = []
     with pytest.raises(Diverged) as raised:
         made.extend(train(trial, workdir=tmp_path))
+    last = made.pop()
+    assert (last.step, last.verdict, last.onset_step) == (raised.value.step, "diverged", raised.value.step)
+    assert last.values == {}
     assert made[-1].step == raised.value.step - 1
     assert all(np.isfinite(list(record.values.values())).all() for record in made)
     assert isinstance(raised.value, RuntimeError)

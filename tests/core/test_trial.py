@@ -17,6 +17,8 @@ from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
 
 READ_BY_THE_RUNNER = {"runtime.cpus", "runtime.gpus", "runtime.memory_gib"}
+READ_IN_A_COLLAPSE = {"collapse.after_steps"}
+NOT_READ = READ_BY_THE_RUNNER | READ_IN_A_COLLAPSE
 
 # Every branch on: the operations of crops, the bounds of a collapse, a warm-up of the teacher's temperature.
 ALL_IN_USE = {
@@ -26,8 +28,14 @@ ALL_IN_USE = {
         for operation in ("blur", "solarize", "grayscale", "rotation", "noise", "erasing")
     },
     "collapse.uniform_entropy": 1.0,
-    "collapse.one_prototype_entropy": 0.99,
+    "collapse.one_prototype_entropy": 0.0,
     "collapse.low_kl": 1e6,
+    "collapse.few_prototypes": 1.0,
+    "collapse.few_dimensions": 1.0,
+    "collapse.unmoved": 1e-6,
+    "collapse.certain_steps": 0,
+    "collapse.policy": "stop",
+    "collapse.same_targets": 0.999,
     "method.loss.warmup_teacher_temp_epochs": 1,
     "runtime.log_period_steps": 1,
     "evals.knn.bank_images": 48,
@@ -127,7 +135,7 @@ def knobs(settings: Settings, prefix: str = "") -> Iterator[tuple[str, type[Sett
 
 
 def unread(trial: Trial, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The knobs that two steps of this trial never look at."""
+    """The knobs that three steps of this trial never look at."""
     read: set[tuple[type[Settings], str]] = set()
     every = list(knobs(trial))
     plain = Settings.__getattribute__
@@ -138,7 +146,7 @@ def unread(trial: Trial, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> set[
 
     with monkeypatch.context() as patch:
         patch.setattr(Settings, "__getattribute__", watched)
-        list(itertools.islice(train(trial, workdir=workdir), 3))
+        list(itertools.islice(train(trial, workdir=workdir), 4))
     return {path for path, owner, name in every if (owner, name) not in read}
 
 
@@ -182,6 +190,7 @@ ON_DISTRIBUTIONS = {
     "collapse.one_prototype_entropy",
     "collapse.low_kl",
     "collapse.same_targets",
+    "collapse.few_prototypes",
 }
 ON_VECTORS = {"collapse.constant_std"}
 
@@ -195,7 +204,7 @@ def switched(smoke: Trial, changes: dict[str, Any]) -> Trial:
 def test_every_knob_is_read(switch: str, smoke: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes, off = SWITCHES.get(switch, ({}, set()))
     trial = switched(smoke, changes)
-    never = unread(trial, tmp_path, monkeypatch) - READ_BY_THE_RUNNER - off
+    never = unread(trial, tmp_path, monkeypatch) - NOT_READ - off
     # A verdict is on distributions or on vectors, and has bounds for both.
     judged = isinstance(getattr(trial.method, "loss", None), CrossEntropy) or trial.method.kind == "swav"
     assert never == (ON_VECTORS if judged else ON_DISTRIBUTIONS)
@@ -221,7 +230,7 @@ def test_every_knob_is_read_where_a_trained_teacher_is_needed(
     (tmp_path / "teacher").mkdir()
     list(train(switched(smoke, taught_by), workdir=tmp_path / "teacher"))
     trial = switched(smoke, changes | {knob: str(tmp_path / "teacher" / CHECKPOINT)})
-    assert unread(trial, tmp_path, monkeypatch) - READ_BY_THE_RUNNER == unused
+    assert unread(trial, tmp_path, monkeypatch) - NOT_READ == unused
 
 
 @pytest.mark.parametrize("image_size", [16, None])
@@ -235,7 +244,7 @@ def test_every_knob_is_read_where_images_lie_in_files(
     files = {"data.kind": "imagefolder", "data.root": str(tmp_path), "data.image_size": image_size}
     files["data.bad_images"] = "skip"
     trial = switched(smoke, files)
-    assert unread(trial, tmp_path, monkeypatch) == READ_BY_THE_RUNNER | ON_VECTORS
+    assert unread(trial, tmp_path, monkeypatch) == NOT_READ | ON_VECTORS
 
 
 class WithDeadKnob(DINO):
@@ -244,4 +253,4 @@ class WithDeadKnob(DINO):
 
 def test_a_knob_that_nobody_reads_is_found(smoke: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = smoke.but(ALL_IN_USE).model_copy(update={"method": WithDeadKnob()})
-    assert unread(trial, tmp_path, monkeypatch) == READ_BY_THE_RUNNER | ON_VECTORS | {"method.dead"}
+    assert unread(trial, tmp_path, monkeypatch) == NOT_READ | ON_VECTORS | {"method.dead"}

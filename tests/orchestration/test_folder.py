@@ -50,7 +50,8 @@ def folder(tmp_path: Path) -> TrialFolder:
 
 
 def test_what_is_appended_to_the_journal_is_read_back_and_some_may_be_skipped(folder: TrialFolder) -> None:
-    records = [record(0), Record(5, 2.5, 1e9, {"a": 0.1, "b": float("inf")}, "uniform", 3)]
+    left = (("constant", 1, 2),)
+    records = [record(0), Record(5, 2.5, 1e9, {"a": 0.1, "b": float("inf")}, "uniform", 3, left)]
     folder.begin(TRIAL)
     for each in records:
         folder.append(each)
@@ -78,6 +79,22 @@ def test_the_folder_holds_the_whole_resolved_trial(tmp_path: Path, folder: Trial
 def test_each_record_is_in_the_journal_before_it_is_yielded(tmp_path: Path, folder: TrialFolder) -> None:
     for each in run_trial(TRIAL, tmp_path, fake_train()):
         assert folder.records()[-1] == each
+
+
+@pytest.mark.parametrize(("epoch", "state"), [(2.0, "stopped"), (100.0, "finished")])
+def test_a_trial_that_a_collapse_ended_early_is_stopped_and_never_run_again(
+    epoch: float, state: str, tmp_path: Path
+) -> None:
+    trial = TRIAL.but({"collapse.policy": "stop", "collapse.after_steps": 20})
+
+    def train(trial: Trial, **_: Path | None) -> Iterator[Record]:
+        yield Record(30, epoch, time.time(), {"train/loss": 1.0}, "uniform", 10)
+
+    assert len(list(run_trial(trial, tmp_path, train))) == 1
+    end = TrialFolder(tmp_path, trial.identity).end()
+    assert end
+    assert (end.state, end.is_final) == (state, True)
+    assert list(run_trial(trial, tmp_path, train)) == []
 
 
 def test_each_step_is_once_in_the_journal_with_its_first_time_after_a_resume(

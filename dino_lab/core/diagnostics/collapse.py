@@ -1,33 +1,60 @@
-"""The verdict: whether targets have collapsed, to what, and since when. Pure; no torch."""
+"""The verdict: whether a trial has collapsed, to what, since when, and by which signals. Pure; no torch."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from dino_lab.core import records
 from dino_lab.core.settings import Settings
 
-Kind = Literal["none", "uniform", "one_prototype", "constant"]
+Kind: TypeAlias = Literal[
+    "none", "not_started", "uniform", "one_prototype", "few_prototypes", "constant", "dimensional", "diverged"
+]
+KINDS: dict[Kind, str] = {
+    "none": "no collapse",
+    "not_started": "nothing has moved: the networks show of images what they showed at the start",
+    "uniform": "every target is flat, and the student has followed",
+    "one_prototype": "every image has the same one-hot target, and the student has followed",
+    "few_prototypes": "targets are sharp, and all of them on two or three prototypes",
+    "constant": "every image has the same target or output, whatever it is",
+    "dimensional": "targets differ, but the outputs that they are made of lie on a line or a plane",
+    "diverged": "the loss is not finite",
+}
+"""What each kind means."""
+COLLAPSES = ("uniform", "one_prototype", "few_prototypes", "constant", "dimensional")
+"""The kinds that are collapses."""
 
 
 class Collapse(Settings):
-    """Bounds of the verdict; those on entropies are fractions of ln K, so that they hold for any head."""
+    """Bounds of the verdict, on entropies as fractions of ln K so that they hold for any head; and what follows."""
 
     uniform_entropy: float = Field(default=0.98, gt=0, le=1)
     """Teacher entropy / ln K above which targets are uniform, if KL is low too."""
     one_prototype_entropy: float = Field(default=0.02, ge=0, lt=1)
-    """Teacher entropy / ln K and marginal entropy / ln K below which all targets are one prototype."""
+    """Entropy / ln K of a batch's mean target below which all targets are one prototype, if KL is low too."""
     low_kl: float = Field(default=0.02, gt=0)
     """KL / ln K below which the student has nothing left to learn from its teacher."""
     same_targets: float = Field(default=0.01, ge=0, lt=1)
-    """(Marginal entropy - teacher entropy) / ln K, the mutual information of image and prototype, below which all
-    images have the same target; counted once it has been above."""
-    constant_std: float = Field(default=0.02, ge=0, lt=1)
+    """Mutual information of image and prototype / ln K below which all images have the same target; counted once it has
+    been above."""
+    few_prototypes: float = Field(default=3.0, ge=1)
+    """Perplexity of a batch's mean target below which few prototypes are used, if K is four times as large."""
+    few_dimensions: float = Field(default=1.5, ge=1)
+    """Effective rank of outputs below which they lie in few dimensions."""
+    constant_std: float = Field(default=0.1, ge=0, lt=1)
     """Std of outputs below which all images have the same, where outputs are vectors and not distributions."""
+    unmoved: float = Field(default=0.3, gt=0)
+    """Relative change of a rank or a std, seen in two records on end, up to which it is still where it began."""
     certain_steps: int = Field(default=40, ge=0)
-    """Steps for which the bounds must be crossed without a break before the verdict is given."""
+    """Steps for which the bounds must be crossed without a break before a collapse is called, and for which they must
+    not be before it is taken back."""
+    policy: Literal["record", "stop"] = "record"
+    """Whether a collapse is recorded, or ends the trial."""
+    after_steps: int = Field(default=100, ge=0)
+    """Steps from its onset after which a collapse that is called ends the trial, with policy = 'stop'."""
 
     @model_validator(mode="after")
     def _bounds_apart(self) -> "Collapse":
@@ -38,60 +65,169 @@ class Collapse(Settings):
             )
         return self
 
+    def stops(self, step: int, verdict: str, onset_step: int | None) -> bool:
+        """Whether a trial with this verdict ends here."""
+        if self.policy == "record" or verdict not in COLLAPSES or onset_step is None:
+            return False
+        return step - onset_step >= self.after_steps
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """A signal that is past its bound."""
+
+    signal: str
+    """A logged name, or what is made of one."""
+    value: float
+    relation: Literal["<=", ">="]
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.signal} {self.value:.4g} {self.relation} {self.bound:.4g}"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What one record looks like, and why."""
+
+    kind: Kind
+    evidence: tuple[Crossed, ...] = ()
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """The kind of collapse so far, and the stretch that it is judged on: a fold over records."""
+    """The kind of collapse so far, and what it is judged on: a fold over records."""
 
     kind: Kind = "none"
     onset_step: int | None = None
+    left: tuple[tuple[Kind, int, int], ...] = ()
+    """Collapses that were called and left: kind, first and last step."""
     suspected: Kind = "none"
     suspected_since: int = 0
+    """Since when there has been a sign of some collapse."""
+    alike_since: int = 0
+    """Since when it has been of this kind."""
+    leaving_since: int | None = None
     has_told_apart: bool = False
     """Whether targets have ever been different for different images."""
+    started: Mapping[str, float] | None = None
+    """Ranks and stds of the first record."""
+    started_step: int = 0
+    moving: bool = False
+    """Whether one of them was elsewhere in the last record."""
+    has_moved: bool = False
 
-    def after(self, step: int, values: dict[str, float], *, out_dim: int | None, bounds: Collapse) -> "Verdict":
-        """The verdict with one more record.
+    def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
+        """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
 
-        A collapse that ends is taken back, one that changes its kind keeps its date.
-        `out_dim` is K of the targets, None for a method that has none.
+        A collapse that ends is taken back once it has been away for as long as it took to be called, and stays among
+        what was left. One that changes its kind keeps its date.
         """
-        if out_dim is None:
-            same = values.get(records.OUTPUT_STD, math.inf) <= bounds.constant_std
-            sign: Kind = "constant" if same else "none"
-        else:
-            same = _information(values, out_dim) <= bounds.same_targets
-            sign = _fixed_point(values, out_dim=out_dim, bounds=bounds)
-            # Where it has never been otherwise, training has not begun rather than collapsed.
-            sign = "constant" if sign == "none" and same and self.has_told_apart else sign
+        if records.LOSS not in values:
+            return self
+        if not math.isfinite(values[records.LOSS]):
+            return replace(self, kind="diverged", onset_step=self.onset_step if self.kind == "diverged" else step)
+        seen = self._moved(step, values, bounds)
+        sign = seen.sign(values, bounds=bounds).kind if seen.has_moved else "none"
         since = self.suspected_since if "none" not in (sign, self.suspected) else step
-        certain = step - since >= bounds.certain_steps and sign != "none"
-        return Verdict(
-            kind=sign if certain else "none",
-            onset_step=since if certain else None,
+        seen = replace(
+            seen,
             suspected=sign,
             suspected_since=since,
-            has_told_apart=self.has_told_apart or not same,
+            alike_since=self.alike_since if sign == self.suspected else step,
+            has_told_apart=self.has_told_apart or _tells_apart(values, bounds),
+        )
+        if self.kind in COLLAPSES:
+            return seen._still(step, bounds)
+        if sign != "none" and step - since >= bounds.certain_steps:
+            return replace(seen, kind=sign, onset_step=since)
+        waiting = not seen.has_moved and step - seen.started_step >= bounds.certain_steps
+        return replace(
+            seen, kind="not_started" if waiting else "none", onset_step=seen.started_step if waiting else None
         )
 
+    def sign(self, values: Mapping[str, float], *, bounds: Collapse) -> Sign:
+        """What a record looks like after those before, whether or not it has for long."""
+        if records.TEACHER_ENTROPY in values and records.PROTOTYPES_NUMBER in values:
+            return _of_targets(values, bounds, has_told_apart=self.has_told_apart)
+        std = values.get(records.OUTPUT_STD, math.nan)
+        if std <= bounds.constant_std:
+            return Sign("constant", (Crossed(records.OUTPUT_STD, std, "<=", bounds.constant_std),))
+        return _few_dimensions(values, bounds)
 
-def _information(values: dict[str, float], out_dim: int) -> float:
+    def _moved(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
+        """Whether the networks are still where they began."""
+        shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
+        if self.started is None:
+            # Whoever shows no geometry cannot be said to stand still.
+            return replace(self, started=shown, started_step=step, has_moved=not shown)
+        # What is no number any more is elsewhere too.
+        stays = (abs(shown.get(name, math.inf) - at) <= bounds.unmoved * at for name, at in self.started.items())
+        moving = not all(stays)
+        return replace(self, moving=moving, has_moved=self.has_moved or (moving and self.moving))
+
+    def _still(self, step: int, bounds: Collapse) -> "Verdict":
+        """The verdict on a trial that was collapsed at the record before."""
+        assert self.onset_step is not None
+        if self.suspected != "none":
+            changed = step - self.alike_since >= bounds.certain_steps
+            return replace(self, kind=self.suspected if changed else self.kind, leaving_since=None)
+        leaving = step if self.leaving_since is None else self.leaving_since
+        if step - leaving < bounds.certain_steps:
+            return replace(self, leaving_since=leaving)
+        left = (*self.left, (self.kind, self.onset_step, leaving))
+        return replace(self, kind="none", onset_step=None, leaving_since=None, left=left)
+
+
+def judged(trial_records: Iterable[records.Record], bounds: Collapse) -> Verdict:
+    """The verdict on these records, in order."""
+    verdict = Verdict()
+    for record in trial_records:
+        verdict = verdict.after(record.step, record.values, bounds=bounds)
+    return verdict
+
+
+_GEOMETRY = (records.EMBEDDING_RANK, records.EMBEDDING_STD, records.OUTPUT_RANK, records.OUTPUT_STD)
+
+
+def _information(values: Mapping[str, float]) -> float:
     """How much a target says of its image, as a fraction of ln K."""
-    return (values[records.MARGINAL_ENTROPY] - values[records.TEACHER_ENTROPY]) / math.log(out_dim)
+    return values[records.MUTUAL_INFORMATION] / math.log(values[records.PROTOTYPES_NUMBER])
 
 
-def _fixed_point(values: dict[str, float], *, out_dim: int, bounds: Collapse) -> Kind:
-    """Whether this record alone looks like one of the two states that DINO falls into and stays in.
+def _tells_apart(values: Mapping[str, float], bounds: Collapse) -> bool:
+    return records.MUTUAL_INFORMATION in values and _information(values) > bounds.same_targets
 
-    Uniform: every target is flat, and the student has followed. One prototype: every target is one-hot, and
-    on the same prototype (a sharp healthy teacher has low entropy, but a high one of the mean target).
+
+def _of_targets(values: Mapping[str, float], bounds: Collapse, *, has_told_apart: bool) -> Sign:
+    """The states that self-distillation falls into and stays in, the narrowest first.
+
+    Uniform: every target is flat, and the student has followed. One prototype: every target is one-hot, and on the same
+    prototype (a sharp healthy teacher has low entropy, but a high one of the mean target). Few: the same of two or
+    three. Constant: the target is the same for all images, but wanders, and the student does not catch up.
     """
-    scale = math.log(out_dim)
-    entropy = values[records.TEACHER_ENTROPY] / scale
-    if values[records.KL] / scale > bounds.low_kl:
-        return "none"
-    if entropy >= bounds.uniform_entropy:
-        return "uniform"
-    if max(entropy, values[records.MARGINAL_ENTROPY] / scale) <= bounds.one_prototype_entropy:
-        return "one_prototype"
-    return "none"
+    prototypes = values[records.PROTOTYPES_NUMBER]
+    scale = math.log(prototypes)
+    entropy, kl, information = values[records.TEACHER_ENTROPY] / scale, values[records.KL] / scale, _information(values)
+    of_mean = entropy + information
+    followed = Crossed("KL / ln K", kl, "<=", bounds.low_kl)
+    if kl <= bounds.low_kl and entropy >= bounds.uniform_entropy:
+        return Sign("uniform", (Crossed("teacher entropy / ln K", entropy, ">=", bounds.uniform_entropy), followed))
+    if kl <= bounds.low_kl and of_mean <= bounds.one_prototype_entropy:
+        crossed = Crossed("entropy of the mean target / ln K", of_mean, "<=", bounds.one_prototype_entropy)
+        return Sign("one_prototype", (crossed, followed))
+    if information <= bounds.same_targets and has_told_apart:
+        return Sign("constant", (Crossed("mutual information / ln K", information, "<=", bounds.same_targets),))
+    perplexity = prototypes**of_mean
+    if perplexity <= bounds.few_prototypes <= prototypes / 4:
+        return Sign(
+            "few_prototypes", (Crossed("perplexity of the mean target", perplexity, "<=", bounds.few_prototypes),)
+        )
+    return _few_dimensions(values, bounds)
+
+
+def _few_dimensions(values: Mapping[str, float], bounds: Collapse) -> Sign:
+    rank = values.get(records.OUTPUT_RANK, math.nan)
+    if rank <= bounds.few_dimensions:
+        return Sign("dimensional", (Crossed(records.OUTPUT_RANK, rank, "<=", bounds.few_dimensions),))
+    return Sign("none")

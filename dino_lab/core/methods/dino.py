@@ -9,7 +9,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from dino_lab.core import records
-from dino_lab.core.methods.losses import CrossEntropy, LossSettings, cross_entropy, entropy, kl_divergence
+from dino_lab.core.methods.losses import CrossEntropy, LossSettings, agreement, cross_entropy, entropy, kl_divergence
 from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.methods.operations import Centering, OperationSettings, Sinkhorn, SoftmaxBatch
 from dino_lab.core.networks.backbone import BackboneNetwork
@@ -84,7 +84,9 @@ class DINOMethod(SelfDistillation):
 
         measures: dict[str, float | Tensor] = {}
         if now.measured:
-            measures = {records.CENTER_NORM: self.center.norm(), **self.teacher.measures(now)}
+            norm = self.center.norm()
+            share = (norm / teacher_logits.norm(dim=-1)).mean()
+            measures = {records.CENTER_NORM: norm, records.CENTER_SHARE: share, **self.teacher.measures(now)}
         if isinstance(self.settings.loss, CrossEntropy):
             temps = self.settings.loss
             teacher_temp = temps.teacher_temp_at(now.epoch)
@@ -94,9 +96,10 @@ class DINOMethod(SelfDistillation):
                 measures |= {
                     records.TEACHER_ENTROPY: entropy(targets),
                     records.KL: kl_divergence(targets, log_probs.detach()),
+                    records.AGREEMENT: agreement(targets, log_probs),
                     records.TEACHER_TEMP: teacher_temp,
                 }
-            return Outcome(cross_entropy(targets, log_probs), features, targets=targets, measures=measures)
+            return Outcome(cross_entropy(targets, log_probs), features, targets, teacher_logits, measures)
 
         outputs = F.normalize(self.settings.operation.shifted(teacher_logits, self.center), dim=-1)
         loss = self.settings.loss.between(outputs, F.normalize(student_logits, dim=-1))

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dino_lab.core import records
-from dino_lab.core.methods.losses import cross_entropy, entropy, kl_divergence
+from dino_lab.core.methods.losses import agreement, cross_entropy, entropy, kl_divergence
 from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import Classifier
@@ -78,6 +78,7 @@ class DistillationMethod(Method):
             measures = {
                 records.TEACHER_ENTROPY: entropy(targets),
                 records.KL: kl_divergence(targets, log_probs.detach()),
+                records.AGREEMENT: agreement(targets, log_probs),
                 records.TEACHER_TEMP: self.temp,
             }
         features = features[: len(batch.global_crops)].detach().float()

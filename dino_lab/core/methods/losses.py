@@ -59,6 +59,14 @@ def kl_divergence(targets: Float[Tensor, "G B K"], log_probs: Float[Tensor, "V B
 
 
 @torch.no_grad()
+def agreement(targets: Float[Tensor, "G B K"], log_probs: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
+    """Fraction of images and pairs of different crops in which teacher and student have the same largest prototype."""
+    theirs, ours = targets.argmax(dim=-1), log_probs.argmax(dim=-1)
+    alike = [(chosen == ours[v]).float() for g, chosen in enumerate(theirs) for v in range(len(ours)) if g != v]
+    return torch.stack(alike).mean()
+
+
+@torch.no_grad()
 def entropy(targets: Float[Tensor, "*B K"]) -> Float[Tensor, ""]:
     """Mean entropy, in nats; 0 for one-hot targets, ln K for uniform ones."""
     return torch.special.entr(targets).sum(dim=-1).mean()  # type: ignore[no-any-return]

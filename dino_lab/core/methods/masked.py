@@ -99,9 +99,8 @@ class MaskedMethod(SelfDistillation):
         Remembers the mean of the teacher's logits over all patches, masked or not, for `after_step`; the centre itself
         is not moved here.
 
-        Entropy and KL are means over masked patches, as the loss is. The targets handed on are the mean target of each
-        crop's masked patches: all that is read from them is their mean, for the marginal entropy, and that is the mean
-        over single patches, since every crop has equally many masked. Their own entropy is no measure of sharpness.
+        Entropy and KL are means over masked patches, as the loss is, and the targets handed on are those of single
+        patches: every crop has equally many masked.
 
         Source: iBOT (arXiv:2111.07832), equation 2; main_ibot.py, iBOTLoss.
         """
@@ -125,6 +124,7 @@ class MaskedMethod(SelfDistillation):
                 records.CENTER_NORM: self.center.norm(),
                 records.TEACHER_ENTROPY: entropy(targets),
                 records.KL: F.kl_div(log_probs.detach(), targets, reduction="sum") / masked.numel(),
+                records.AGREEMENT: (targets.argmax(dim=-1) == log_probs.argmax(dim=-1)).float().mean(),
                 records.TEACHER_TEMP: teacher_temp,
                 **self.teacher.measures(now),
             }
@@ -132,7 +132,7 @@ class MaskedMethod(SelfDistillation):
         return Outcome(
             loss,
             features.unflatten(0, crops_of_images),
-            targets=targets.mean(dim=1).unflatten(0, crops_of_images),
+            targets=targets.unflatten(0, crops_of_images),
             measures=measures,
         )
 

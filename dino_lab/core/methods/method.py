@@ -47,10 +47,10 @@ class Outcome:
     loss: Float[Tensor, ""]
     features: Float[Tensor, "G B D"]
     """The backbone's, float32, of the teacher if there is one."""
-    targets: Float[Tensor, "G B K"] | None = None
-    """Distributions that the student learns from."""
+    targets: Float[Tensor, "G B *P K"] | None = None
+    """Distributions that the student learns from, of crops or of their patches."""
     outputs: Float[Tensor, "G B K"] | None = None
-    """Vectors of length 1 that the student learns from, where there are no distributions."""
+    """The head's, float32, of the teacher if there is one."""
     measures: dict[str, float | Tensor] = field(default_factory=dict)
 
 

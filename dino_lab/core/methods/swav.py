@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dino_lab.core import records
-from dino_lab.core.methods.losses import cross_entropy, entropy, kl_divergence
+from dino_lab.core.methods.losses import agreement, cross_entropy, entropy, kl_divergence
 from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.methods.operations import sinkhorn
 from dino_lab.core.networks.backbone import BackboneNetwork
@@ -96,9 +96,13 @@ class SwAVMethod(Method):
 
         measures: dict[str, float | Tensor] = {}
         if now.measured:
-            measures = {records.TEACHER_ENTROPY: entropy(codes), records.KL: kl_divergence(codes, log_probs.detach())}
+            measures = {
+                records.TEACHER_ENTROPY: entropy(codes),
+                records.KL: kl_divergence(codes, log_probs.detach()),
+                records.AGREEMENT: agreement(codes, log_probs),
+            }
         loss, features = cross_entropy(codes, log_probs), features[:globals_number].detach().float()
-        return Outcome(loss, features, targets=codes, measures=measures)
+        return Outcome(loss, features, codes, self._projections[-1], measures)
 
     @torch.no_grad()
     def after_step(self, now: Now) -> None:

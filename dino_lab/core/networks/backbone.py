@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -131,6 +132,18 @@ class Pooled(nn.Module):
         return self.model(images)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What evaluations read of a vision transformer in use."""
+
+    blocks: Float[Tensor, "n B D"]
+    """The CLS token after each of the last blocks, and after the last norm; the last one is the feature."""
+    patches: Float[Tensor, "B D"]
+    """The mean of the patches after the last block and the last norm."""
+    attention: Float[Tensor, "B H N"]
+    """How much the CLS token attends to each patch in the last block, by head; with itself, this sums to 1."""
+
+
 _Attention: TypeAlias = Callable[[Any, Tensor], Tensor]
 """timm's attention module and tokens, to tokens."""
 
@@ -181,6 +194,26 @@ class VisionTransformer(nn.Module):
         for block in self.vit.blocks:
             tokens = self._block(block, tokens, tokens, _attention)
         return self.vit.norm(tokens)  # type: ignore[no-any-return]
+
+    def look(self, images: Float[Tensor, "B 3 H W"], *, blocks_number: int) -> Seen:
+        """What evaluations read of these images, in one pass; all blocks if there are no more than `blocks_number`.
+
+        Source: dino, vision_transformer.py, get_intermediate_layers and get_last_selfattention.
+        """
+        *blocks, last = self.vit.blocks
+        x = self.tokens(images)
+        cls = []
+        for block in blocks:
+            x = self._block(block, x, x, _attention)
+            cls.append(x[:, 0])
+        attention = _cls_weights(last.attn, last.norm1(x))[..., 1:]
+        x = self._block(last, x, x, _attention)
+        cls.append(x[:, 0])
+        return Seen(
+            blocks=self.vit.norm(torch.stack(cls[-blocks_number:])),
+            patches=self.vit.norm(x[:, 1:]).mean(dim=1),
+            attention=attention,
+        )
 
     def _position(self, height: int, width: int) -> Float[Tensor, "1 N D"]:
         """Position embeddings of a grid of patches, the CLS token's own apart.
@@ -239,16 +272,30 @@ def _attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
 def _cls_attention(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B 1 D"]:
     """Multi-head attention of the CLS token alone, which needs no key or value of any other token.
 
-    q . (W_k x) = (W_k^T q) . x, and the weighted sum of W_v x is W_v times the weighted sum of x. The bias of the
-    keys adds the same to all of a head's scores, so softmax forgets it.
+    The weighted sum of W_v x is W_v times the weighted sum of x.
     """
-    weight = attn.qkv.weight.unflatten(0, (3, attn.num_heads, attn.head_dim))
-    bias = torch.zeros_like(weight[..., 0]) if attn.qkv.bias is None else attn.qkv.bias.view_as(weight[..., 0])
-    q = torch.einsum("bc,hdc->bhd", x[:, 0], weight[0]) + bias[0]
-    scores = torch.einsum("bhd,hdc->bhc", q * attn.scale, weight[1]) @ x.mT
-    means = scores.softmax(dim=-1) @ x
+    weight, bias = _by_head(attn)
+    means = _cls_weights(attn, x) @ x
     out = torch.einsum("bhc,hdc->bhd", means, weight[2]) + bias[2]
     return attn.proj(out.flatten(1))[:, None]  # type: ignore[no-any-return]
+
+
+def _cls_weights(attn: Any, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N"]:
+    """How much the CLS token attends to each token, itself the first; they sum to 1.
+
+    q . (W_k x) = (W_k^T q) . x. The bias of the keys adds the same to all of a head's scores, so softmax forgets it.
+    """
+    weight, bias = _by_head(attn)
+    q = torch.einsum("bc,hdc->bhd", x[:, 0], weight[0]) + bias[0]
+    scores = torch.einsum("bhd,hdc->bhc", q * attn.scale, weight[1]) @ x.mT
+    return scores.softmax(dim=-1)
+
+
+def _by_head(attn: Any) -> tuple[Float[Tensor, "3 H d D"], Float[Tensor, "3 H d"]]:
+    """Weights and biases of queries, keys and values; biases are zero where it has none."""
+    weight = attn.qkv.weight.unflatten(0, (3, attn.num_heads, attn.head_dim))
+    bias = torch.zeros_like(weight[..., 0]) if attn.qkv.bias is None else attn.qkv.bias.view_as(weight[..., 0])
+    return weight, bias
 
 
 BackboneNetwork: TypeAlias = VisionTransformer | Pooled

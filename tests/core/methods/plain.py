@@ -62,7 +62,7 @@ class PlainDINO:
         self.teacher = copy.deepcopy(student).eval()
         self.settings = settings
         self.center = torch.zeros(K, dtype=torch.float64)
-        self.kl = self.entropy = self.teacher_temp = 0.0
+        self.kl = self.entropy = self.teacher_temp = self.center_share = 0.0
         self.students = [state(student)]  # at the start of each step
 
     # ------------------------------------------------------------------------------------------- networks
@@ -151,6 +151,7 @@ class PlainDINO:
         student = self.logits(self.student, [*crops.global_crops, *crops.local_crops], predicts=True)
         with torch.no_grad():
             teacher = self.logits(self.teacher, [*crops.global_crops], predicts=False)
+        self.center_share = float(np.mean([self.center.norm() / row.norm() for view in teacher for row in view]))
         if self.settings.loss.kind == "cross_entropy":
             loss = self.cross_entropy(teacher, student, epoch)
         else:

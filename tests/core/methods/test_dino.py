@@ -101,6 +101,7 @@ def test_three_steps_are_those_of_the_paper(case: Case) -> None:
 
         close(outcome.loss, loss)
         close(outcome.measures[records.CENTER_NORM], center_before.norm())
+        assert float(outcome.measures[records.CENTER_SHARE]) == pytest.approx(plain.center_share, rel=1e-5, abs=1e-6)
         if settings.loss.kind == "cross_entropy":
             close(outcome.measures[records.KL], plain.kl)
             close(outcome.measures[records.TEACHER_ENTROPY], plain.entropy)

@@ -15,6 +15,7 @@ from dino_lab.core.methods.losses import (
     Cosine,
     CrossEntropy,
     InfoNCE,
+    agreement,
     cross_entropy,
     entropy,
     kl_divergence,
@@ -80,6 +81,16 @@ def test_cosine_is_the_negative_cosine_of_every_pair(globals_number: int, crops_
 
     plain = -over_pairs(cosine, globals_number, crops_number)
     assert Cosine().between(targets, outputs).item() == pytest.approx(plain, abs=1e-12)
+
+
+@each_number_of_crops
+def test_agreement_is_the_fraction_of_pairs_with_the_same_largest(globals_number: int, crops_number: int) -> None:
+    # Of few prototypes, so that some agree.
+    targets, probs = log_probs(globals_number, seed=1)[..., :3], log_probs(crops_number)[..., :3]
+    theirs, ours = targets.numpy().argmax(axis=-1), probs.numpy().argmax(axis=-1)
+    expected = over_pairs(lambda g, v, i: float(theirs[g, i] == ours[v, i]), globals_number, crops_number)
+    assert agreement(targets.exp(), probs).item() == pytest.approx(expected)
+    assert 0 < expected < 1
 
 
 @each_number_of_crops

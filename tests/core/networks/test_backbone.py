@@ -286,6 +286,61 @@ def test_a_plain_vision_transformer_has_tokens_and_nothing_else(name: str, knobs
     assert isinstance(backbone.build(32), VisionTransformer) is backbone.has_tokens
 
 
+# ------------------------------------------------------------------------------------------ what evaluations read
+
+
+def timms_own(network: VisionTransformer, images: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Tokens after each block and the last norm, and the last block's softmax, by timm's modules."""
+    vit, size = network.vit, images.shape[-1]
+    patches = vit.patch_embed.proj(images).flatten(2).transpose(1, 2)
+    x = torch.cat([vit.cls_token.expand(len(images), -1, -1), patches], dim=1)
+    x = x + reference_position(vit.pos_embed, size, size, 8, x.shape[1])
+    softmax: list[Tensor] = []
+    vit.blocks[-1].attn.fused_attn = False
+    vit.blocks[-1].attn.attn_drop.register_forward_hook(lambda module, inputs, output: softmax.append(output))
+    outputs = []
+    for block in vit.blocks:
+        x = block(x)
+        outputs.append(vit.norm(x))
+    return outputs, softmax[0]
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+@pytest.mark.parametrize("size", [8, 16, 24, 48])
+def test_what_is_seen_is_what_timms_modules_give(name: str, size: int) -> None:
+    network = built(tiny(name, depth=3), 16).eval()
+    seen = network.look(crops(size), blocks_number=2)
+    outputs, softmax = timms_own(network, crops(size))
+    cls = torch.stack([tokens[:, 0] for tokens in outputs[-2:]])
+    torch.testing.assert_close(seen.blocks, cls, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.patches, outputs[-1][:, 1:].mean(dim=1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.attention, softmax[:, :, 0, 1:], rtol=1e-5, atol=1e-5)
+    assert seen.attention.shape == (3, 3, (size // 8) ** 2)
+
+
+@pytest.mark.parametrize("name", PLAIN_NAMES)
+@pytest.mark.parametrize("size", [8, 24])
+def test_the_last_of_the_blocks_is_the_feature(name: str, size: int) -> None:
+    network = built(tiny(name), 16).eval()
+    seen = network.look(crops(size), blocks_number=1)
+    torch.testing.assert_close(seen.blocks, network(crops(size))[None], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("blocks_number", "number"), [(1, 1), (3, 3), (4, 4), (9, 4)])
+def test_as_many_blocks_are_seen_as_there_are(blocks_number: int, number: int) -> None:
+    network = built(tiny(depth=4), 16).eval()
+    everything = network.look(crops(16), blocks_number=4).blocks
+    assert torch.equal(network.look(crops(16), blocks_number=blocks_number).blocks, everything[-number:])
+
+
+def test_without_queries_all_tokens_get_the_same_attention_the_cls_token_too() -> None:
+    network = built(tiny(depth=1), 16).eval()
+    qkv = network.vit.blocks[0].attn.qkv
+    qkv.weight.data[:24], qkv.bias.data[:24] = 0, 0
+    seen = network.look(crops(24), blocks_number=1)
+    torch.testing.assert_close(seen.attention, torch.full((3, 3, 9), 1 / 10))
+
+
 # ---------------------------------------------------------------------------------------- position embeddings
 
 
