@@ -70,6 +70,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     )
     steps_per_epoch = batches.steps_per_epoch
     steps = trial.epochs * steps_per_epoch
+    bounds = trial.collapse.over(steps)
 
     # ---------------------------------------------------------------- method
     with torch.random.fork_rng(devices=[]):
@@ -173,7 +174,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 fraction = measured[records.TEACHER_ENTROPY] / math.log(outcome.targets.shape[-1])
                 measured[records.ENTROPY_FRACTION] = fraction
             values = {name: float(value) for name, value in measured.items()}
-            verdict = verdict.after(done, values, bounds=trial.collapse)
+            verdict = verdict.after(done, values, bounds=bounds)
             stopped = trial.collapse.stops(done, verdict.kind, verdict.onset_step)
             if evaluated or stopped:
                 values |= evaluation.trained(encoders)

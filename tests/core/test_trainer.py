@@ -310,26 +310,27 @@ def test_time_is_counted_over_all_attempts(short: Trial, tmp_path: Path) -> None
 # --------------------------------------------------------------------------------------------------- collapse
 
 AT_ONCE = {
-    "collapse.uniform_entropy": 1e-6,
-    "collapse.one_prototype_entropy": 0.0,
+    "collapse.uniform_entropy": 1.0,
+    "collapse.one_prototype_entropy": 0.999,
     "collapse.low_kl": 1e6,
     "collapse.unmoved": 1e-6,
     "collapse.certain_steps": 0,
+    "collapse.certain_fraction": 0.0,
 }
-"""Whatever moves is called uniform: of the third step on, since it has to be elsewhere in two."""
+"""Whatever moves is called one prototype: of the third step on, since it has to be elsewhere in two."""
 
 
 def test_a_collapse_is_recorded_and_changes_nothing_else(short: Trial, tmp_path: Path) -> None:
     plain, called = run(short, tmp_path), run(short.but(AT_ONCE), tmp_path)
-    assert [record.verdict for record in called] == ["none"] + ["not_started"] * 2 + ["uniform"] * 4
+    assert [record.verdict for record in called] == ["none"] + ["not_started"] * 2 + ["one_prototype"] * 4
     assert [each[:3] for each in shown(called)] == [each[:3] for each in shown(plain)]
 
 
 def test_a_collapse_ends_the_trial_if_asked_with_an_evaluation_and_for_good(short: Trial, tmp_path: Path) -> None:
-    trial = short.but(AT_ONCE | {"collapse.policy": "stop", "collapse.after_steps": 1})
+    trial = short.but(AT_ONCE | {"collapse.policy": "stop", "collapse.after_steps": 3})
     made = run(trial, tmp_path)
     assert [record.step for record in made] == [0, 1, 2, 3, 4]
-    assert [record.verdict for record in made][-2:] == ["uniform"] * 2
+    assert [record.verdict for record in made][-2:] == ["one_prototype"] * 2
     assert records.KNN in made[-1].values
     assert kept(tmp_path)["finished"] is False
     assert run(trial, tmp_path, resume_from=tmp_path / CHECKPOINT) == []

@@ -51,6 +51,8 @@ class Collapse(Settings):
     certain_steps: int = Field(default=40, ge=0)
     """Steps for which the bounds must be crossed without a break before a collapse is called, and for which they must
     not be before it is taken back."""
+    certain_fraction: float = Field(default=0.02, ge=0, lt=1)
+    """The same as a fraction of the run, where that is more: what is slow to start in a long run is not collapsed."""
     policy: Literal["record", "stop"] = "record"
     """Whether a collapse is recorded, or ends the trial."""
     after_steps: int = Field(default=100, ge=0)
@@ -64,6 +66,12 @@ class Collapse(Settings):
                 f"must be below collapse.uniform_entropy = {self.uniform_entropy}"
             )
         return self
+
+    def over(self, steps: int) -> "Collapse":
+        """These bounds for a run of so many steps."""
+        return self.model_copy(
+            update={"certain_steps": max(self.certain_steps, math.ceil(self.certain_fraction * steps))}
+        )
 
     def stops(self, step: int, verdict: str, onset_step: int | None) -> bool:
         """Whether a trial with this verdict ends here."""
@@ -102,14 +110,18 @@ class Verdict:
     onset_step: int | None = None
     left: tuple[tuple[Kind, int, int], ...] = ()
     """Collapses that were called and left: kind, first and last step."""
-    suspected: Kind = "none"
-    suspected_since: int = 0
-    """Since when there has been a sign of some collapse."""
-    alike_since: int = 0
-    """Since when it has been of this kind."""
+    suspected_since: int | None = None
+    """Since when there has been a sign of a collapse; None while there is none."""
+    signs: tuple[Kind, ...] = ()
+    """The kinds of the signs since then, the most frequent last."""
+    counts: tuple[int, ...] = ()
+    """How often each was seen."""
     leaving_since: int | None = None
+    """Since when there has been none, in a collapse."""
     has_told_apart: bool = False
     """Whether targets have ever been different for different images."""
+    has_been_sharp: bool = False
+    """Whether targets have ever not been flat."""
     started: Mapping[str, float] | None = None
     """Ranks and stds of the first record."""
     started_step: int = 0
@@ -120,31 +132,15 @@ class Verdict:
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
         """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
 
-        A collapse that ends is taken back once it has been away for as long as it took to be called, and stays among
-        what was left. One that changes its kind keeps its date.
+        A collapse is called by the kind that most of its records look like. One that ends is taken back once it has
+        been away for as long as it took to be called, and stays among what was left.
         """
         if records.LOSS not in values:
             return self
         if not math.isfinite(values[records.LOSS]):
             return replace(self, kind="diverged", onset_step=self.onset_step if self.kind == "diverged" else step)
-        seen = self._moved(step, values, bounds)
-        sign = seen.sign(values, bounds=bounds).kind if seen.has_moved else "none"
-        since = self.suspected_since if "none" not in (sign, self.suspected) else step
-        seen = replace(
-            seen,
-            suspected=sign,
-            suspected_since=since,
-            alike_since=self.alike_since if sign == self.suspected else step,
-            has_told_apart=self.has_told_apart or _tells_apart(values, bounds),
-        )
-        if self.kind in COLLAPSES:
-            return seen._still(step, bounds)
-        if sign != "none" and step - since >= bounds.certain_steps:
-            return replace(seen, kind=sign, onset_step=since)
-        waiting = not seen.has_moved and step - seen.started_step >= bounds.certain_steps
-        return replace(
-            seen, kind="not_started" if waiting else "none", onset_step=seen.started_step if waiting else None
-        )
+        seen = self._suspects(step, self.sign(values, bounds=bounds).kind)._shows(step, values, bounds)
+        return seen._called(step, bounds)
 
     def sign(self, values: Mapping[str, float], *, bounds: Collapse) -> Sign:
         """What a record looks like after those before, whether or not it has for long."""
@@ -155,28 +151,70 @@ class Verdict:
             return Sign("constant", (Crossed(records.OUTPUT_STD, std, "<=", bounds.constant_std),))
         return _few_dimensions(values, bounds)
 
-    def _moved(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
-        """Whether the networks are still where they began."""
-        shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
-        if self.started is None:
-            # Whoever shows no geometry cannot be said to stand still.
-            return replace(self, started=shown, started_step=step, has_moved=not shown)
-        # What is no number any more is elsewhere too.
-        stays = (abs(shown.get(name, math.inf) - at) <= bounds.unmoved * at for name, at in self.started.items())
-        moving = not all(stays)
-        return replace(self, moving=moving, has_moved=self.has_moved or (moving and self.moving))
+    def _suspects(self, step: int, sign: Kind) -> "Verdict":
+        """Takes in what the record looks like."""
+        if sign == "none":
+            leaving = step if self.leaving_since is None else self.leaving_since
+            if self.kind in COLLAPSES:
+                return replace(self, leaving_since=leaving)
+            return replace(self, suspected_since=None, signs=(), counts=())
+        number = dict(zip(self.signs, self.counts, strict=True))
+        number[sign] = number.pop(sign, 0) + 1
+        # Sorted stably: of equals, the one that was seen last.
+        ordered = sorted(number, key=lambda kind: number[kind])
+        return replace(
+            self,
+            suspected_since=step if self.suspected_since is None else self.suspected_since,
+            signs=tuple(ordered),
+            counts=tuple(number[kind] for kind in ordered),
+            leaving_since=None,
+        )
 
-    def _still(self, step: int, bounds: Collapse) -> "Verdict":
-        """The verdict on a trial that was collapsed at the record before."""
-        assert self.onset_step is not None
-        if self.suspected != "none":
-            changed = step - self.alike_since >= bounds.certain_steps
-            return replace(self, kind=self.suspected if changed else self.kind, leaving_since=None)
-        leaving = step if self.leaving_since is None else self.leaving_since
-        if step - leaving < bounds.certain_steps:
-            return replace(self, leaving_since=leaving)
-        left = (*self.left, (self.kind, self.onset_step, leaving))
-        return replace(self, kind="none", onset_step=None, leaving_since=None, left=left)
+    def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
+        """Takes in whether there is anything that could collapse: targets that differ or are sharp, and movement."""
+        told_apart = sharp = False
+        if records.TEACHER_ENTROPY in values and records.PROTOTYPES_NUMBER in values:
+            told_apart = _information(values) > bounds.same_targets
+            sharp = _entropy(values) < bounds.uniform_entropy
+        seen = replace(
+            self,
+            has_told_apart=self.has_told_apart or told_apart,
+            # Outputs that are no distributions cannot be flat.
+            has_been_sharp=self.has_been_sharp or sharp or records.TEACHER_ENTROPY not in values,
+        )
+        shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
+        if seen.started is None:
+            # Whoever shows no geometry cannot be said to stand still.
+            return replace(seen, started=shown, started_step=step, has_moved=not shown)
+        # What is no number any more is elsewhere too.
+        stays = (abs(shown.get(name, math.inf) - at) <= bounds.unmoved * at for name, at in seen.started.items())
+        moving = not all(stays)
+        return replace(seen, moving=moving, has_moved=seen.has_moved or (moving and seen.moving))
+
+    def _called(self, step: int, bounds: Collapse) -> "Verdict":
+        """The verdict on what was taken in."""
+        if self.leaving_since is not None:
+            assert self.onset_step is not None
+            if step - self.leaving_since < bounds.certain_steps:
+                return self
+            left = (*self.left, (self.kind, self.onset_step, self.leaving_since))
+            return replace(
+                self,
+                kind="none",
+                onset_step=None,
+                left=left,
+                suspected_since=None,
+                signs=(),
+                counts=(),
+                leaving_since=None,
+            )
+        has_started = self.has_moved and self.has_been_sharp
+        since = self.suspected_since
+        if has_started and since is not None and (self.kind in COLLAPSES or step - since >= bounds.certain_steps):
+            return replace(self, kind=self.signs[-1], onset_step=since)
+        if not has_started and step - self.started_step >= bounds.certain_steps:
+            return replace(self, kind="not_started", onset_step=self.started_step)
+        return replace(self, kind="none", onset_step=None)
 
 
 def judged(trial_records: Iterable[records.Record], bounds: Collapse) -> Verdict:
@@ -195,8 +233,9 @@ def _information(values: Mapping[str, float]) -> float:
     return values[records.MUTUAL_INFORMATION] / math.log(values[records.PROTOTYPES_NUMBER])
 
 
-def _tells_apart(values: Mapping[str, float], bounds: Collapse) -> bool:
-    return records.MUTUAL_INFORMATION in values and _information(values) > bounds.same_targets
+def _entropy(values: Mapping[str, float]) -> float:
+    """Of the teacher's targets, as a fraction of ln K."""
+    return values[records.TEACHER_ENTROPY] / math.log(values[records.PROTOTYPES_NUMBER])
 
 
 def _of_targets(values: Mapping[str, float], bounds: Collapse, *, has_told_apart: bool) -> Sign:
@@ -207,8 +246,7 @@ def _of_targets(values: Mapping[str, float], bounds: Collapse, *, has_told_apart
     three. Constant: the target is the same for all images, but wanders, and the student does not catch up.
     """
     prototypes = values[records.PROTOTYPES_NUMBER]
-    scale = math.log(prototypes)
-    entropy, kl, information = values[records.TEACHER_ENTROPY] / scale, values[records.KL] / scale, _information(values)
+    entropy, kl, information = _entropy(values), values[records.KL] / math.log(prototypes), _information(values)
     of_mean = entropy + information
     followed = Crossed("KL / ln K", kl, "<=", bounds.low_kl)
     if kl <= bounds.low_kl and entropy >= bounds.uniform_entropy:

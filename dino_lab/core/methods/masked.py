@@ -100,7 +100,7 @@ class MaskedMethod(SelfDistillation):
         is not moved here.
 
         Entropy and KL are means over masked patches, as the loss is, and the targets handed on are those of single
-        patches: every crop has equally many masked.
+        patches: every crop has equally many masked. The outputs are the mean of each crop's patches.
 
         Source: iBOT (arXiv:2111.07832), equation 2; main_ibot.py, iBOTLoss.
         """
@@ -133,6 +133,7 @@ class MaskedMethod(SelfDistillation):
             loss,
             features.unflatten(0, crops_of_images),
             targets=targets.unflatten(0, crops_of_images),
+            outputs=teacher_logits.mean(dim=1).unflatten(0, crops_of_images),
             measures=measures,
         )
 
