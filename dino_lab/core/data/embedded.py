@@ -16,6 +16,8 @@ from dino_lab.core.data.source import CHOICE, Progress, Source, Split
 class Shapes(ShapesKnobs, Source):
     """Procedural shapes, each image with a label for every factor and a foreground mask."""
 
+    has_masks = True
+
     @property
     def listed_train_images(self) -> int:
         return self.train_images

@@ -42,7 +42,7 @@ class ImageSet:
     classes: dict[str, tuple[str, ...]]
     """The names of the values of each factor, in the order of their labels; "class" too."""
     masks: UInt8[Tensor, "M H W"] | None
-    """1 on the foreground of `pixels`, 0 elsewhere; None where nobody drew one."""
+    """0 on the background of `pixels`, 255 where nobody could tell, else the number of an object; None without one."""
     digest: str
     """SHA-256 of the images' and the labels' bytes; of a subset, of that and of its places."""
     source: str

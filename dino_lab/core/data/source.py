@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ def silent(done: int, total: int) -> None:
 
 class Source(Settings, ABC):
     """A data set by its kind, and which of its images are used."""
+
+    has_masks: ClassVar[bool] = False
+    """Whether objects are marked in its images."""
 
     kind: str
     """Which data set."""
@@ -60,7 +63,7 @@ class Source(Settings, ABC):
         return self._chosen(split, self._once(data_dir, download=download, progress=progress))
 
     def build_all(self, data_dir: Path) -> dict[Split, ImageSet]:
-        """Train, bank and, if its images are labelled, test; as `build`, but files that they share are listed once."""
+        """Train, bank and, if images are labelled or have masks, test; as `build`, but shared files are listed once."""
         return self._all(self._once(data_dir, download=False, progress=silent))
 
     def prepare(self, data_dir: Path, *, download: bool = False, progress: Progress = silent) -> Self:
@@ -114,7 +117,8 @@ class Source(Settings, ABC):
 
     def _all(self, read: Read) -> dict[Split, ImageSet]:
         sets: dict[Split, ImageSet] = {"train": self._chosen("train", read), "bank": self._chosen("bank", read)}
-        return sets | ({"test": self._chosen("test", read)} if sets["bank"].labels else {})
+        is_judged = sets["bank"].labels or sets["bank"].masks is not None
+        return sets | ({"test": self._chosen("test", read)} if is_judged else {})
 
     def _chosen(self, split: Split, read: Read) -> ImageSet:
         if split == "test" and self.evaluation_split == "test":

@@ -29,6 +29,8 @@ class PascalVOC(Source):
     Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge" (IJCV 2010).
     """
 
+    has_masks = True
+
     kind: Literal["voc"] = "voc"
     """Which data set."""
     root: str = Field(min_length=1)
