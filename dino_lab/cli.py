@@ -23,6 +23,8 @@ from dino_lab import asking, preparing, terminal
 from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
 
 if TYPE_CHECKING:
+    from dino_lab.core.trial import Trial
+    from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.runner import Summary
 
 Form: TypeAlias = Literal["timm", "official"]
@@ -61,6 +63,7 @@ Baseline = Annotated[str, typer.Option(help="What the rows start from; see `list
 Seeds = Annotated[str, typer.Option(help="As in 0,1,2; the experiment's own by default.", show_default=False)]
 Lab = Annotated[Path, typer.Option(help="The folder that holds everything.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is not there; else nothing is.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to start where the linter warns.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
@@ -91,10 +94,12 @@ def plan(
     baseline: Baseline = DEFAULT_BASELINE,
     seeds: Seeds = "",
     lab: Lab = DEFAULT_LAB,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Show an experiment's trials, which of them are done, and what is left; start nothing."""
-    asked = _ask(name, changes, baseline, seeds, lab)
+    asked = _ask(name, changes, baseline, seeds, lab, strict=strict)
+    found = _found(_rows(asked))
     from dino_lab.orchestration.folder import status
 
     trials = status(lab, asked.labelled)
@@ -107,11 +112,12 @@ def plan(
     if as_json:
         in_order = [first[row.label] for row in asked.ablation.rows]
         rows = [{"row": each.row, "changes": each.changes, "implied": each.implied} for each in in_order]
-        work = {"left": len(left), "seconds_left": seconds}
+        work = {"left": len(left), "seconds_left": seconds, "findings": _plain(found)}
         _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
         return
     out.print(asked.note, "\n", markup=False)
     out.print(terminal.plan_table(asked.ablation, first, trials))
+    _print_found(found, list(first))
     cost = "time unknown until one has ended" if seconds is None else f"about {terminal.duration(seconds)} one by one"
     out.print(f"\n{len(trials)} trials on {baseline}, {len(left)} to do: {cost}")
     _print_next(f"run {name}", _options(changes, baseline, seeds, lab))
@@ -159,16 +165,22 @@ def data(
 
 @app.command()
 def train(
-    changes: Changes, baseline: Baseline = DEFAULT_BASELINE, download: Download = False, lab: Lab = DEFAULT_LAB
+    changes: Changes,
+    baseline: Baseline = DEFAULT_BASELINE,
+    download: Download = False,
+    lab: Lab = DEFAULT_LAB,
+    strict: Strict = False,
 ) -> None:
     """Train one trial here, without Ray, and show its records; go on where it stopped."""
     with _told():
         overrides = asking.parse_changes(changes)
         asking.check_lab(lab)
         trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(preparing.data_dir(lab))})
+        _found([("", trial)], strict=strict)  # before any work, by what is known
         asking.check_machine([trial])
         with terminal.counting() as progress:
             (trial,) = preparing.prepared([trial], lab, progress=progress, download=download)
+        found = _found([("", trial)], strict=strict, read_in=lab)
         import torch
 
         from dino_lab.orchestration.folder import TrialFolder, run_trial
@@ -176,6 +188,7 @@ def train(
         torch.set_num_threads(trial.runtime.cpus)
         folder = TrialFolder(lab, trial.identity)
         out.print(f"trial {trial.identity}, {trial.epochs} epochs, in {folder.path}")
+        _print_found(found, [""])
         try:
             for record in run_trial(trial, lab):
                 out.print(terminal.record_line(record), soft_wrap=True)
@@ -203,13 +216,19 @@ def run(
     tracking_uri: Annotated[
         str | None, typer.Option(help="An MLflow server; the lab's own store by default.", show_default=False)
     ] = None,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Run an experiment's trials; a second time go on with what is unfinished."""
-    asked = _ask(name, changes, baseline, seeds, lab, training=True, download=download, address=address)
+    asked = _ask(name, changes, baseline, seeds, lab, training=True, download=download, address=address, strict=strict)
+    with _told():
+        found = _found(_rows(asked), strict=strict, read_in=lab)
+    if not as_json:
+        _print_found(found, [row.label for row in asked.ablation.rows])
     summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, quiet=as_json)
     if as_json:
-        _print_json(_facts(asked) | dataclasses.asdict(summary) | {"notes": summary.notes})
+        facts = _facts(asked) | dataclasses.asdict(summary)
+        _print_json(facts | {"notes": summary.notes, "findings": _plain(found)})
     else:
         _print_next(f"report {name}", _options(changes, baseline, seeds, lab))
         _print_next("ui", _options([], DEFAULT_BASELINE, "", lab))
@@ -345,10 +364,16 @@ def _ask(
     training: bool = False,
     download: bool = False,
     address: str | None = None,
+    strict: bool = False,
 ) -> Asked:
-    """What was asked for; before training, this machine is looked at, unless a cluster trains, and data made ready."""
+    """What was asked for; before training, this machine is looked at, unless a cluster trains, and data made ready.
+
+    Strict refuses first, by what is known without the data.
+    """
     with _told():
         asked = asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab)
+        if strict:
+            _found(_rows(asked), strict=True)
         if training:
             if address is None:
                 asking.check_machine(each.trial for each in asked.labelled)
@@ -358,6 +383,45 @@ def _ask(
         for note in notes:
             print(f"dino_lab: {note}", file=sys.stderr)
         return asked
+
+
+def _rows(asked: Asked) -> "list[tuple[str, Trial]]":
+    return [(each.row, each.trial) for each in asked.labelled]
+
+
+def _found(
+    rows: "Sequence[tuple[str, Trial]]", *, strict: bool = False, read_in: Path | None = None
+) -> "list[RowsFinding]":
+    """What the linter has against trials, by their rows.
+
+    Args:
+        strict: Refuses warnings, by a ValueError that names their rules.
+        read_in: The lab in which the images were read, so that all are counted; None takes numbers that are known.
+    """
+    from dino_lab import lint
+
+    numbers: dict[Any, int | None] = {}
+    for _, trial in rows:
+        if trial.data not in numbers:
+            known = lint.about_train_images(trial)
+            if known is None and read_in is not None:
+                known = len(trial.data.build("train", preparing.data_dir(read_in)))
+            numbers[trial.data] = known
+    found = lint.over_rows([(row, trial, numbers[trial.data]) for row, trial in rows])
+    broken = dict.fromkeys(each.finding.rule for each in found if each.finding.severity == "warning")
+    if strict and broken:
+        raise ValueError(f"--strict: the linter warns of {', '.join(broken)}; without --strict it says why")
+    return found
+
+
+def _print_found(found: "Sequence[RowsFinding]", rows: Sequence[str]) -> None:
+    if found:
+        out.print("\nwhat is known to go wrong with these knobs:")
+        out.print(terminal.lint_table(found, rows))
+
+
+def _plain(found: "Sequence[RowsFinding]") -> list[dict[str, Any]]:
+    return [dataclasses.asdict(each.finding) | {"rows": each.rows} for each in found]
 
 
 def _run(

@@ -3,17 +3,20 @@
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from dino_lab.ablation import Ablation, LabelledTrial
     from dino_lab.core.records import Record
     from dino_lab.doctor import Finding
+    from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.folder import TrialStatus
     from dino_lab.orchestration.runner import Progress
 
@@ -26,6 +29,7 @@ _COLORS = {
     "ok": "green",
     "interrupted": "yellow",
     "warn": "yellow",
+    "warning": "yellow",
     "diverged": "magenta",
     "failed": "red",
     "fail": "red",
@@ -112,6 +116,25 @@ def findings_table(findings: "Sequence[Finding]") -> Table:
     table = Table(box=None, show_header=False)
     for finding in findings:
         table.add_row(_colored(finding.state), finding.what, finding.found, finding.advice)
+    return table
+
+
+def lint_table(found: "Sequence[RowsFinding]", rows: "Sequence[str]") -> Table:
+    """What is known to go wrong, a rule at a time: with which knobs, in which of all these rows, by whom, and here."""
+    from dino_lab.ablation import meaning  # here, since --help need not wait for pydantic
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for (severity, rule), group in groupby(found, key=lambda each: (each.finding.severity, each.finding.rule)):
+        text = Text()
+        for reason, alike in groupby(group, key=lambda each: each.finding.reason):
+            for each in alike:
+                finding = each.finding
+                where = "all rows" if set(each.rows) == set(rows) else f"row {', '.join(each.rows)}"
+                knobs = ", ".join(f"{knob} = {meaning(value)}" for knob, value in finding.knobs.items())
+                text.append(f"{where}: {knobs}\n" if len(rows) > 1 else f"{knobs}\n")
+            text.append(f"{reason}\n")
+        text.append(f"source: {finding.source}\nhere: {finding.seen_here or 'not tried'}", style="dim")
+        table.add_row(_colored(severity), rule, text)
     return table
 
 

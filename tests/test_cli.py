@@ -198,7 +198,7 @@ def test_trial_is_trained_once_and_then_known_to_plan_and_status() -> None:
     first = answer("train", "--baseline", "smoke", "--set", "epochs=1")
     assert "step 0  epoch 0.00" in first
     assert first.splitlines()[-1].startswith("finished after")
-    assert "step" not in answer("train", "--baseline", "smoke", "--set", "epochs=1")
+    assert "\nstep " not in answer("train", "--baseline", "smoke", "--set", "epochs=1")
 
     options = [*SMOKE, "--set", "epochs=1", "--json"]
     plan = json.loads(answer("plan", "collapse", *options))
