@@ -55,7 +55,7 @@ def trial(*, steps: int, precision: str, data_dir: Path) -> Trial:
             "backbone.patch_size": 4,
             "backbone.depth": 6,
             "method.head.out_dim": 4096,
-            "evals.knn.bank_images": 64,
+            "evals.bank_images": 64,
             "runtime.log_period_steps": steps,
             "runtime.data_dir": str(data_dir),
         }

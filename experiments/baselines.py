@@ -33,7 +33,7 @@ _SHAPES_CPU = {
     "method.teacher.momentum_teacher": 0.98,
     "method.teacher.momentum_teacher_end": 0.98,
     "evals.every_epochs": 1,
-    "evals.knn.bank_images": 2000,
+    "evals.bank_images": 2000,
     "runtime.log_period_steps": 10,
     "runtime.checkpoint_period_steps": 50,
 }

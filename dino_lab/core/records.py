@@ -74,7 +74,19 @@ PEAK_MEMORY = "runtime/peak_memory_mib"
 KNN = "eval/knn_top1"
 STUDENT_KNN = "eval/student_knn_top1"
 PIXELS_KNN = "eval/pixels_knn_top1"
-TEACHER_MINUS_STUDENT = "eval/teacher_minus_student_knn_top1"
+TEACHER_MINUS_STUDENT = "eval/teacher_minus_student_knn"
+KNN_OF = "eval/knn_top1_"
+"""Prefix; another number of neighbours follows."""
+LINEAR = "eval/linear_top1"
+LINEAR_RATE = "eval/linear_learning_rate"
+LOW_SHOT = "eval/low_shot_top1_"
+"""Prefix; the percent of labels follows."""
+RETRIEVAL = "eval/retrieval_map"
+JACCARD = "eval/jaccard_"
+"""Prefix; the percent of attention that a mask holds follows."""
+EVALUATED_RANK = "eval/embedding_rank"
+STUDENT = "eval/student_"
+"""In place of eval/, of the student's features; the rest of the name follows."""
 FACTOR_KNN = "factor/knn_top1_"
 """Prefix; the name of the factor follows."""
 FACTOR_PIXELS_KNN = "factor/pixels_knn_top1_"
@@ -135,6 +147,10 @@ METRICS = {
         Metric(STUDENT_KNN, "%", "higher", "the same with the student's features"),
         Metric(PIXELS_KNN, "%", "higher", "the same with raw pixels"),
         Metric(TEACHER_MINUS_STUDENT, "points", "neither", "k-NN with the teacher's features minus the student's"),
+        Metric(LINEAR, "%", "higher", "linear probe of the class on frozen features, held-out images"),
+        Metric(LINEAR_RATE, "1", "neither", "its learning rate, chosen on a part of the training images"),
+        Metric(RETRIEVAL, "%", "higher", "mean average precision of the class: held-out images search the others"),
+        Metric(EVALUATED_RANK, "1", "higher", "effective rank of the features of all held-out images"),
     )
 }
 
@@ -142,6 +158,9 @@ _OF_A_FACTOR = "weighted k-NN of the factor {} on held-out images, "
 _FAMILIES: tuple[tuple[str, str, Better, str], ...] = (
     (FACTOR_KNN, "%", "higher", _OF_A_FACTOR + "teacher features"),
     (FACTOR_PIXELS_KNN, "%", "higher", _OF_A_FACTOR + "raw pixels"),
+    (KNN_OF, "%", "higher", "weighted k-NN of the class with {} neighbours"),
+    (LOW_SHOT, "%", "higher", "logistic regression of the class on {} % of the labels"),
+    (JACCARD, "%", "higher", "Jaccard index of objects and the attention of the best head, {} % of its mass"),
     (GRADIENT_NORM_OF, "1", "neither", "the same of the student's {} alone"),
     (EMBEDDING_SPECTRUM, "1", "neither", "singular value {} of the teacher's features, over the largest"),
     (OUTPUT_SPECTRUM, "1", "neither", "singular value {} of the teacher's outputs, over the largest"),
@@ -151,6 +170,9 @@ _FAMILIES: tuple[tuple[str, str, Better, str], ...] = (
 
 def metric(name: str) -> Metric:
     """The unit, direction and meaning of a logged name."""
+    if name.startswith(STUDENT) and name not in METRICS:
+        whole = metric(name.replace(STUDENT, "eval/"))
+        return Metric(name, whole.unit, whole.better, f"{whole.meaning}; of the student")
     for prefix, unit, better, meaning in _FAMILIES:
         if name.startswith(prefix) and name not in METRICS:
             return Metric(name, unit, better, meaning.format(name.removeprefix(prefix)))

@@ -105,6 +105,8 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     with checkpoint.replacing(workdir / DATA) as file:
         file.write(json.dumps({role: image_set.facts for role, image_set in data.items()}, indent=2).encode())
     if not resume_from:
+        if "pictures" in trial.evals.at_end:
+            evaluation.picture(method.encoders(), 0, workdir)
         yield Record(0, 0.0, time.time(), evaluation.untrained(method.encoders()))
 
     # ------------------------------------------------------------------ loop
@@ -177,7 +179,10 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
             verdict = verdict.after(done, values, bounds=bounds)
             stopped = trial.collapse.stops(done, verdict.kind, verdict.onset_step)
             if evaluated or stopped:
-                values |= evaluation.trained(encoders)
+                names = trial.evals.at_end if done == steps or stopped else trial.evals.during
+                values |= evaluation.trained(encoders, names)
+                if "pictures" in names:
+                    evaluation.picture(encoders, done, workdir)
             said = (verdict.kind, verdict.onset_step, verdict.left)
             yield Record(done, done / steps_per_epoch, time.time(), values, *said)
             recorded_step, recorded_seconds = done, seconds

@@ -1,19 +1,25 @@
 """Trial: every Settings put together, and the rules that hold across sections."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from dino_lab.core.data.crops import Crops
 from dino_lab.core.data.sources import AnyData, DataSettings, Shapes
 from dino_lab.core.diagnostics.collapse import Collapse
+from dino_lab.core.evals.attention import Attention
 from dino_lab.core.evals.knn import KNN
+from dino_lab.core.evals.linear import LinearProbe
+from dino_lab.core.evals.low_shot import LowShot
 from dino_lab.core.methods import MethodSettings
 from dino_lab.core.methods.dino import DINO
 from dino_lab.core.methods.swav import SwAV
 from dino_lab.core.networks.backbone import Backbone
 from dino_lab.core.optimizers import AdamW, OptimizerSettings
 from dino_lab.core.settings import Settings
+
+EvalName: TypeAlias = Literal["knn", "factors", "linear", "low_shot", "retrieval", "attention", "pictures"]
 
 
 class SameData(Settings):
@@ -24,14 +30,31 @@ class SameData(Settings):
 
 
 class Evals(Settings):
-    """What is evaluated, and when: at the start, every few epochs, and at the end."""
+    """What is evaluated, of teacher and student alike, and when."""
 
     data: Annotated[SameData | AnyData, Field(discriminator="kind")] = SameData()
     """Whose images are told apart: the same as in training, or those of another data set."""
     every_epochs: int = Field(default=10, ge=1)
     """Epochs between evaluations."""
+    during: tuple[EvalName, ...] = ("knn", "factors")
+    """What is evaluated every so many epochs."""
+    at_end: tuple[EvalName, ...] = ("knn", "factors")
+    """What is evaluated at the start, of the untrained network, and at the end, where it is the result."""
+    bank_images: int = Field(default=100_000, ge=1)
+    """Labelled training images that are neighbours, or that classifiers are trained on, at most; the first ones."""
     knn: KNN = KNN()
-    """Weighted k-NN of the class and of every factor."""
+    """Weighted k-NN of the class, and of every factor that images have."""
+    linear: LinearProbe = LinearProbe()
+    """A linear classifier on frozen features."""
+    low_shot: LowShot = LowShot()
+    """The same with few labels."""
+    attention: Attention = Attention()
+    """Attention of the last block beside the masks of objects."""
+
+    @property
+    def names(self) -> frozenset[EvalName]:
+        """All that is ever evaluated."""
+        return frozenset(self.during + self.at_end)
 
 
 class Runtime(Settings):
@@ -116,11 +139,27 @@ class Trial(Settings):
                 f"backbone.name = {self.backbone.name!r}: has no patches to hide, which method.kind = "
                 f"{self.method.kind!r} needs; allowed are plain vision transformers"
             )
+        wrong += self._evaluated_in_vain()
         if self.runtime.device == "cpu" and self.runtime.gpus:
             wrong.append(f"runtime.gpus = {self.runtime.gpus}: runtime.device is 'cpu'; set it to 'cuda'")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _evaluated_in_vain(self) -> Iterator[str]:
+        """What is to be evaluated and cannot be."""
+        for knob in ("during", "at_end"):
+            asked = getattr(self.evals, knob)
+            if "attention" in asked and not self.judged.has_masks:
+                yield f"evals.{knob} has 'attention': no objects are marked in images of kind {self.judged.kind!r}"
+            # What masked and mae are judged by is the mean of the patches, to which no token attends.
+            attends = self.backbone.has_tokens and self.method.kind not in ("mae", "masked")
+            for name in ("attention", "pictures"):
+                if name in asked and not attends:
+                    yield (
+                        f"evals.{knob} has {name!r}: needs a CLS token, which backbone.name = {self.backbone.name!r} "
+                        f"and method.kind = {self.method.kind!r} do not judge by"
+                    )
 
     def _judges_what_it_trains_on(self) -> bool:
         """Whether images are held out by the judging section alone, of a data set that training takes whole."""

@@ -4,7 +4,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,12 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from dino_lab.core import records
-from dino_lab.core.data.batches import Batches
+from dino_lab.core.data.batches import Batches, Wholes
+from dino_lab.core.evals.attention import whole_masks
+from dino_lab.core.evals.retrieval import mean_average_precision
+from dino_lab.core.evaluation import PICTURES
 from dino_lab.core.networks.weights import read_network
 from dino_lab.core.records import Record
 from dino_lab.core.schedules import Now
 from dino_lab.core.trainer import CHECKPOINT, DATA, Diverged, train
-from dino_lab.core.trial import Trial
+from dino_lab.core.trial import EvalName, Trial
 
 SHORT = {
     "epochs": 2,
@@ -53,7 +56,14 @@ def short(smoke: Trial, data_dir: Path) -> Trial:
 def shown(made: list[Record]) -> list[tuple[Any, ...]]:
     """Records without what differs from run to run."""
     return [
-        (r.step, r.epoch, {k: v for k, v in r.values.items() if k not in records.TIMINGS}, r.verdict, r.onset_step)
+        (
+            r.step,
+            r.epoch,
+            {k: v for k, v in r.values.items() if k not in records.TIMINGS},
+            r.verdict,
+            r.onset_step,
+            r.left,
+        )
         for r in made
     ]
 
@@ -212,15 +222,17 @@ def test_records_come_at_the_start_each_period_each_evaluation_and_the_end(
 def test_the_first_record_is_the_untrained_network_beside_raw_pixels(short: Trial, tmp_path: Path) -> None:
     first, *_ = train(short, workdir=tmp_path)
     factors = ["shape", "color", "texture", "background", "position"]
-    assert set(first.values) == {records.KNN, records.STUDENT_KNN, records.PIXELS_KNN} | {
-        prefix + factor for prefix in (records.FACTOR_KNN, records.FACTOR_PIXELS_KNN) for factor in factors
-    }
+    of_network = {records.KNN, records.EVALUATED_RANK, *(f"{records.KNN_OF}{number}" for number in (10, 100, 200))}
+    of_student = {name.replace("eval/", records.STUDENT) for name in of_network}
+    of_factors = {prefix + factor for prefix in (records.FACTOR_KNN, records.FACTOR_PIXELS_KNN) for factor in factors}
+    assert set(first.values) == of_network | of_student | of_factors | {records.PIXELS_KNN}
     assert first.values[records.KNN] == first.values[records.STUDENT_KNN]
     assert first.verdict == "none"
 
 
 def test_every_name_in_a_record_has_a_meaning(short: Trial, tmp_path: Path) -> None:
-    made = run(short, tmp_path) + run(short.but({"method.loss.kind": "mse"}), tmp_path)
+    everything = {"evals.at_end": list(get_args(EvalName))}
+    made = run(short.but(everything), tmp_path) + run(short.but({"method.loss.kind": "mse"}), tmp_path)
     assert {records.metric(name).name for record in made for name in record.values} >= set(records.METRICS)
 
 
@@ -305,6 +317,68 @@ def test_time_is_counted_over_all_attempts(short: Trial, tmp_path: Path) -> None
     assert all(a < b for a, b in itertools.pairwise(minutes))
     assert minutes[0] > 0
     assert all(record.values[records.PEAK_MEMORY] > 100 for record in rest)
+
+
+# ------------------------------------------------------------------------------------------------ evaluations
+
+
+def test_what_is_asked_for_at_the_end_is_evaluated_at_the_start_too_and_what_during_in_between(
+    short: Trial, tmp_path: Path
+) -> None:
+    made = run(short.but({"evals.during": ["retrieval"], "evals.at_end": ["low_shot"]}), tmp_path)
+    found = {record.step: {name for name in record.values if name.startswith("eval/")} for record in made}
+    low_shot = {name for number in (1, 10) for name in both(f"{records.LOW_SHOT}{number}")}
+    assert {step: names for step, names in found.items() if names} == {
+        0: low_shot,
+        3: both(records.RETRIEVAL),
+        6: low_shot,
+    }
+
+
+def both(name: str) -> set[str]:
+    return {name, name.replace("eval/", records.STUDENT)}
+
+
+def test_teacher_minus_student_is_their_difference(short: Trial, tmp_path: Path) -> None:
+    for record in run(short, tmp_path)[1:]:
+        if records.KNN in record.values:
+            difference = record.values[records.KNN] - record.values[records.STUDENT_KNN]
+            assert record.values[records.TEACHER_MINUS_STUDENT] == difference
+
+
+def test_evaluations_are_those_of_their_functions_on_the_networks_features(short: Trial, tmp_path: Path) -> None:
+    """Of the network at the start, whose weights the seed alone makes."""
+    trial = short.but({"evals.at_end": ["linear", "retrieval", "attention"], "evals.linear.blocks_number": 2})
+    first, *_ = train(trial, workdir=tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trial.seed)
+        backbone = trial.backbone.build(trial.crops.global_crops_size).eval()
+    sets = trial.data.build_all(Path(str(trial.runtime.data_dir)))
+    size = trial.crops.global_crops_size
+    with torch.no_grad():
+        bank, test = (
+            backbone.look(torch.cat(list(Wholes(sets[split], size).load(loader_workers=0))), blocks_number=2)
+            for split in ("bank", "test")
+        )
+    labels, truth = (sets[split].labels["class"] for split in ("bank", "test"))
+    linear = trial.evals.linear.top1(
+        torch.cat(list(bank.blocks), dim=-1), labels, torch.cat(list(test.blocks), dim=-1), truth, seed=trial.seed
+    )
+    assert (first.values[records.LINEAR], first.values[records.LINEAR_RATE]) == linear
+    expected = mean_average_precision(test.blocks[-1], truth, bank.blocks[-1], labels)
+    assert first.values[records.RETRIEVAL] == pytest.approx(expected, rel=1e-6)
+    masks = whole_masks(sets["test"].masks, size)
+    for mass, percent in trial.evals.attention.jaccard(test.attention, masks).items():
+        assert first.values[f"{records.JACCARD}{100 * mass:g}"] == pytest.approx(percent, rel=1e-6)
+
+
+def test_attention_is_drawn_at_each_evaluation_that_asks_for_it(short: Trial, tmp_path: Path) -> None:
+    run(short.but({"evals.during": ["pictures"], "evals.at_end": ["knn", "pictures"]}), tmp_path)
+    drawn = sorted((tmp_path / PICTURES).iterdir())
+    assert [path.name for path in drawn] == [f"attention-{step}.png" for step in (0, 3, 6)]
+    with Image.open(drawn[0]) as picture:
+        # Eight images below one another; beside each its three heads.
+        assert picture.size == (4 * 96 + 3 * 4, 8 * 96 + 7 * 4)
 
 
 # --------------------------------------------------------------------------------------------------- collapse

@@ -38,7 +38,10 @@ ALL_IN_USE = {
     "collapse.same_targets": 0.999,
     "method.loss.warmup_teacher_temp_epochs": 1,
     "runtime.log_period_steps": 1,
-    "evals.knn.bank_images": 48,
+    "evals.bank_images": 48,
+    "evals.at_end": ["knn", "factors", "linear", "low_shot", "retrieval", "attention", "pictures"],
+    "evals.every_epochs": 1,
+    "evals.linear.epochs": 2,
 }
 
 
@@ -70,6 +73,16 @@ SIZE = {"epochs": 2, "data.train_images": 48}
             {"data.kind": "digits", "evals.data.kind": "digits", "evals.data.evaluation_split": "held_out"},
             r"evals\.data\.evaluation_split = 'held_out': .* of which data\.evaluation_split = 'test' trains on all",
         ),
+        (
+            {"data.kind": "digits", "evals.at_end": ["attention"]},
+            r"evals\.at_end has 'attention': no objects are marked in images of kind 'digits'",
+        ),
+        (
+            {"backbone.name": "resnet18", "evals.during": ["pictures"]},
+            r"evals\.during has 'pictures': needs a CLS token, which backbone\.name = 'resnet18'",
+        ),
+        ({"method.kind": "mae", "evals.at_end": ["attention"]}, r"method\.kind = 'mae' do not judge by"),
+        ({"evals.at_end": ["knnn"]}, r"evals\.at_end.* = 'knnn': .*'knn'"),
         ({"crops.hue": 0.1}, r"unknown knob 'crops\.hue'; did you mean 'crops\.global_1\.hue'"),
         ({"method.teacher_tmp": 0.1}, r"unknown knob 'method\.teacher_tmp'; did you mean 'method\.loss\.teacher_temp'"),
         ({"teacher_temp": 0.1}, r"unknown knob 'teacher_temp'; did you mean 'method\.loss\.teacher_temp'"),
@@ -135,7 +148,7 @@ def knobs(settings: Settings, prefix: str = "") -> Iterator[tuple[str, type[Sett
 
 
 def unread(trial: Trial, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The knobs that three steps of this trial never look at."""
+    """The knobs that an epoch of this trial, and a step, never look at."""
     read: set[tuple[type[Settings], str]] = set()
     every = list(knobs(trial))
     plain = Settings.__getattribute__
@@ -146,12 +159,15 @@ def unread(trial: Trial, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> set[
 
     with monkeypatch.context() as patch:
         patch.setattr(Settings, "__getattribute__", watched)
-        list(itertools.islice(train(trial, workdir=workdir), 4))
+        list(itertools.islice(train(trial, workdir=workdir), 6))
     return {path for path, owner, name in every if (owner, name) not in read}
 
 
+OF_TOKENS = {"evals.attention.mass", "evals.linear.blocks_number", "evals.linear.patch_mean"}
+"""What is evaluated of tokens, where a network is judged by its patches' mean."""
+
 SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
-    "digits": ({"data.kind": "digits"}, set()),
+    "digits": ({"data.kind": "digits", "batch_size": 512}, {"evals.attention.mass"}),
     "sgd": ({"optimizer.kind": "sgd", "optimizer.warmup_epochs": 1.0}, set()),
     "lars": ({"optimizer.kind": "lars", "optimizer.warmup_epochs": 1.0}, set()),
     "clip all": ({"optimizer.clip_over": "all"}, set()),
@@ -179,9 +195,9 @@ SWITCHES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "moco": ({"method.kind": "moco", "method.queue_size": 32}, set()),
     "swav": ({"method.kind": "swav", "method.queue_size": 8, "method.queue_start_epochs": 0.0}, set()),
     "supervised": ({"method.kind": "supervised"}, set()),
-    "mae": ({"method.kind": "mae"}, set()),
-    "masked": ({"method.kind": "masked"}, set()),
-    "masked blocks": ({"method.kind": "masked", "method.blocks": True}, set()),
+    "mae": ({"method.kind": "mae"}, OF_TOKENS),
+    "masked": ({"method.kind": "masked"}, OF_TOKENS),
+    "masked blocks": ({"method.kind": "masked", "method.blocks": True}, OF_TOKENS),
 }
 """What is switched, and the knobs that this switches off without taking them away."""
 
@@ -197,7 +213,10 @@ ON_VECTORS = {"collapse.constant_std"}
 
 def switched(smoke: Trial, changes: dict[str, Any]) -> Trial:
     trial = smoke.but(changes)
-    return trial.but({knob: value for knob, value in ALL_IN_USE.items() if knob in trial.flat()})
+    used = {knob: value for knob, value in ALL_IN_USE.items() if knob in trial.flat()}
+    if not trial.judged.has_masks or trial.method.kind in ("mae", "masked"):
+        used["evals.at_end"] = ["knn", "linear", "low_shot"]
+    return trial.but(used)
 
 
 @pytest.mark.parametrize("switch", ["shapes", *SWITCHES])
@@ -244,7 +263,7 @@ def test_every_knob_is_read_where_images_lie_in_files(
     files = {"data.kind": "imagefolder", "data.root": str(tmp_path), "data.image_size": image_size}
     files["data.bad_images"] = "skip"
     trial = switched(smoke, files)
-    assert unread(trial, tmp_path, monkeypatch) == NOT_READ | ON_VECTORS
+    assert unread(trial, tmp_path, monkeypatch) == NOT_READ | ON_VECTORS | {"evals.attention.mass"}
 
 
 class WithDeadKnob(DINO):

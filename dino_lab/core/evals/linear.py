@@ -1,0 +1,106 @@
+"""Linear probe: a linear classifier on frozen features, for a whole grid of learning rates at once."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor
+
+from dino_lab.core.settings import Settings
+
+
+class LinearProbe(Settings):
+    """Softmax regression by stochastic gradient descent, as the reference trains it, on features that do not change.
+
+    Departs from the reference in this: features are of whole images, extracted once, not of random crops of every
+    epoch; and it reports the best epoch on the test images, where here the learning rate is chosen on a part of the
+    training images, the classifier of the last epoch counts, and test labels are looked at once.
+
+    Source: DINO (arXiv:2104.14294), Appendix F.2; dino, eval_linear.py.
+    """
+
+    blocks_number: int = Field(default=4, ge=1)
+    """The last blocks whose CLS tokens are put side by side; the reference's of ViT-S, 1 of ViT-B."""
+    patch_mean: bool = False
+    """Puts the mean of the last block's patches beside them; the reference does of ViT-B."""
+    learning_rates: tuple[float, ...] = Field(default=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0), min_length=1)
+    """Those that are tried, for a batch of 256 and scaled to others; the reference's 0.001, and more, since features
+    that change less take larger steps."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=1024, ge=1)
+    """Images of a step; the reference's, of 8 GPUs."""
+    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Part of the training images of each class on which the learning rate is chosen; then all are trained on."""
+
+    def top1(
+        self,
+        train: Float[Tensor, "N F"],
+        labels: Int64[Tensor, "N"],
+        test: Float[Tensor, "M F"],
+        test_labels: Int64[Tensor, "M"],
+        *,
+        seed: int,
+    ) -> tuple[float, float]:
+        """Percent of test images that are classified rightly, and the learning rate that was chosen.
+
+        Of rates that are equally good on the held-out part the smallest is chosen.
+        """
+        held_out = _held_out(labels, self.validation_fraction, seed)
+        rates = tuple(sorted(self.learning_rates))
+        rate = rates[0]
+        if len(rates) > 1 and held_out.any():
+            kept = ~held_out
+            weights = self._trained(train[kept], labels[kept], rates, classes=int(labels.max()) + 1, seed=seed)
+            right = (_logits(weights, train[held_out]).argmax(dim=-1) == labels[held_out]).float().mean(dim=-1)
+            rate = rates[int(right.argmax())]
+        weights = self._trained(train, labels, (rate,), classes=int(labels.max()) + 1, seed=seed)
+        right = (_logits(weights, test)[0].argmax(dim=-1) == test_labels).float().mean()
+        return 100 * float(right), rate
+
+    def _trained(
+        self,
+        features: Float[Tensor, "N F"],
+        labels: Int64[Tensor, "N"],
+        rates: tuple[float, ...],
+        *,
+        classes: int,
+        seed: int,
+    ) -> Float[Tensor, "R F+1 C"]:
+        """Weights, the bias as their last row, for each learning rate; all see the same batches."""
+        order = torch.Generator().manual_seed(seed)
+        size = min(self.batch_size, len(features))
+        steps_per_epoch = len(features) // size
+        weights = features.new_zeros(len(rates), features.shape[1] + 1, classes)
+        weights[:, :-1] = 0.01 * torch.randn(features.shape[1], classes, generator=order)
+        peaks = torch.tensor(rates, dtype=features.dtype)[:, None, None] * size / 256
+        weights.requires_grad_()
+        optimizer = torch.optim.SGD([weights], lr=1.0, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
+        for _ in range(self.epochs):
+            for batch in torch.randperm(len(features), generator=order)[: steps_per_epoch * size].split(size):
+                logits = _logits(weights, features[batch])
+                # Each rate has its own weights, so that the sum of losses has the gradient of each.
+                loss = F.cross_entropy(logits.flatten(0, 1), labels[batch].repeat(len(rates)), reduction="sum") / size
+                (gradient,) = torch.autograd.grad(loss, weights)
+                # Momentum is of the gradient times the rate, which is the same as long as the rate has one factor.
+                weights.grad = gradient * peaks
+                optimizer.step()
+            schedule.step()
+        return weights.detach()
+
+
+def _logits(weights: Float[Tensor, "R F+1 C"], features: Float[Tensor, "B F"]) -> Float[Tensor, "R B C"]:
+    return features @ weights[:, :-1] + weights[:, -1:]
+
+
+def _held_out(labels: Int64[Tensor, "N"], fraction: float, seed: int) -> Tensor:
+    """A part of each class, chosen at random; at least one image of each class stays."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    numbers = torch.bincount(labels)
+    turn = torch.arange(len(labels)) - (numbers.cumsum(0) - numbers).repeat_interleave(numbers)
+    chosen = turn < torch.minimum((fraction * numbers).round().long(), numbers - 1).repeat_interleave(numbers)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[by_class[chosen]] = True
+    return held_out
