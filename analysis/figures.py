@@ -168,7 +168,7 @@ def _draw_row(axes: Axes, trials: pd.DataFrame, values: pd.DataFrame, color: str
     mean = over_seeds.mean()
     axes.fill_between(mean.index, over_seeds.min(), over_seeds.max(), color=color, alpha=0.2, linewidth=0)
     axes.plot(mean.index, mean, color=color, marker=marker)
-    onset = finished["onset_step"].median()
+    onset = summary.collapsed(finished)["onset_step"].median()
     # With markers at the few steps of an evaluation there is no line on which a step could be marked.
     if not marker and not pd.isna(onset):
         axes.plot(onset, np.interp(onset, mean.index, mean), color=color, zorder=4, **_ONSET)
@@ -183,7 +183,7 @@ def _explained(trials: pd.DataFrame) -> list[Line2D]:
     """Legend entries of the marks that this figure has."""
     states = set(trials["state"])
     marks = []
-    if summary.final(trials)["onset_step"].notna().any():
+    if not summary.collapsed(trials).empty:
         marks.append(Line2D([], [], color=_GREY, linestyle="", label="onset of collapse", **_ONSET))
     if states & {"running", "interrupted", "failed"}:
         marks.append(Line2D([], [], color=_GREY, label="not finished", **_UNFINISHED))

@@ -20,8 +20,7 @@ import pandera.pandas as pa
 
 from dino_lab.core import records as names
 
-STATES = ("waiting", "running", "interrupted", "finished", "diverged", "failed")
-VERDICTS = ("none", "uniform", "one_prototype", "constant")
+STATES = ("waiting", "running", "interrupted", "finished", "stopped", "diverged", "failed")
 
 CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, names.PIXELS_KNN)
 """Metrics whose whole course is read, beside those of the factors; of all others `trials` holds the last value."""
@@ -31,7 +30,8 @@ CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, na
 class Sweep:
     """The trials of one ablation under one baseline and one set of overrides.
 
-    `trials` has a row a trial, in every state: trial_id, run_id, row, row_index, seed, state, verdict, onset_step,
+    `trials` has a row a trial, in every state: trial_id, run_id, row, row_index, seed, state, verdict, onset_step, left
+    (collapses that were called and taken back, as text; empty if there were none),
     `level:<axis>`, `param:<knob>` and, under its own name, the last value of each metric. `curves` has a row a value:
     trial_id, step, metric, value.
     """
@@ -117,7 +117,7 @@ def check(trials: pd.DataFrame, curves: pd.DataFrame) -> None:
             "row_index": pa.Column(int, pa.Check.ge(0)),
             "seed": pa.Column(int, pa.Check.ge(0)),
             "state": pa.Column(str, pa.Check.isin(STATES)),
-            "verdict": pa.Column(str, pa.Check.isin(VERDICTS), nullable=True),
+            "verdict": pa.Column(str, pa.Check.isin([*names.VERDICTS]), nullable=True),
             "onset_step": pa.Column("Int64", pa.Check.ge(0), nullable=True),
             names.ENTROPY_FRACTION: fraction,
             "^(eval|factor)/.*knn_top1": percent,
@@ -213,6 +213,7 @@ def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
             "state": tags["dino_lab.state"],
             "verdict": tags["dino_lab.verdict"].replace("", None),
             "onset_step": pd.to_numeric(tags["dino_lab.onset_step"].replace("", None)).astype("Int64"),
+            "left": tags.get("dino_lab.left", pd.Series("[]", index=tags.index)).fillna("[]").map(_left),
         },
         index=tags.index,
     )
@@ -223,6 +224,10 @@ def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
     metrics = metrics.reindex(columns=sorted({*metrics, *CURVES}))
     frames = [trials, levels, params, metrics]
     return pd.concat(frames, axis="columns").sort_values(["row_index", "seed"]).reset_index(drop=True)
+
+
+def _left(text: str) -> str:
+    return ", ".join(f"{kind} {first}–{last}" for kind, first, last in json.loads(text))
 
 
 def _wide(cells: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis import figures, records, summary, tables
 from analysis.records import Sweep
+from dino_lab.core.records import COLLAPSES
 
 _LIBRARIES = ("jinja2", "matplotlib", "numpy", "pandas", "pandera", "pyarrow", "scipy", "tabulate", "tueplots")
 
@@ -101,7 +102,7 @@ def html(sweep: Sweep, shown: Mapping[str, tables.Table], drawn: Mapping[str, by
         shown=shown,
         images=images,
         counts=summary.counts(sweep.trials).sum(),
-        collapses=summary.COLLAPSES,
+        collapses=list(COLLAPSES),
         states=_states(sweep.trials),
         settings=_settings(sweep),
         varied=_varied(sweep),

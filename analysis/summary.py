@@ -10,13 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.records import VERDICTS
-from dino_lab.core.records import KNN
+from dino_lab.core.records import COLLAPSES, KNN, VERDICTS
 
 CONFIDENCE = 0.95
 
-COUNTS = [*VERDICTS, "diverged", "missing"]
-COLLAPSES = [verdict for verdict in VERDICTS if verdict != "none"]
+COUNTS = [*VERDICTS, "missing"]
 
 
 def rows(trials: pd.DataFrame) -> list[str]:
@@ -25,26 +23,38 @@ def rows(trials: pd.DataFrame) -> list[str]:
 
 
 def final(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials that finished: the only ones whose last values are final values."""
-    return trials[trials["state"] == "finished"]
+    """The trials that finished, or that their collapse stopped: the only ones whose last values are final values."""
+    return trials[trials["state"].isin(["finished", "stopped"])]
+
+
+def collapsed(trials: pd.DataFrame) -> pd.DataFrame:
+    """Those of them that ended in a collapse."""
+    finished = final(trials)
+    return finished[finished["verdict"].isin(COLLAPSES)]
 
 
 def counts(trials: pd.DataFrame) -> pd.DataFrame:
-    """By row: planned and finished trials, finished ones by verdict, diverged and missing ones.
+    """By row: planned and finished trials, finished ones by verdict, diverged and missing ones; and of the finished
+    those that their collapse stopped before the others' end, and those that left a collapse before.
 
     Planned is the number of seeds that any row of the sweep has, so that a trial that was never started is missing.
     """
-    outcome = trials["verdict"].where(trials["state"] == "finished", trials["state"])
+    ended = trials["state"].isin(["finished", "stopped"])
+    outcome = trials["verdict"].where(ended, trials["state"])
     table = pd.crosstab(trials["row"], outcome).reindex(index=rows(trials), columns=COUNTS, fill_value=0)
     table["planned"] = trials["seed"].nunique()
-    table["finished"] = table[list(VERDICTS)].sum(axis="columns")
+    by_row = trials.groupby("row")
+    table["finished"] = table[list(VERDICTS)].sum(axis="columns") - table["diverged"]
     table["missing"] = table["planned"] - table["finished"] - table["diverged"]
-    return table.rename_axis(index=None, columns=None)[["planned", "finished", *COUNTS]]
+    table["stopped"] = by_row["state"].agg(lambda states: (states == "stopped").sum())
+    table["left"] = (final(trials)["left"] != "").groupby(trials["row"]).sum()
+    table["left"] = table["left"].fillna(0).astype(int)
+    return table.rename_axis(index=None, columns=None)[["planned", "finished", *COUNTS, "stopped", "left"]]
 
 
 def onsets(trials: pd.DataFrame) -> pd.DataFrame:
     """By row: median and range of the step at which its finished trials began to collapse; missing if none did."""
-    onset = final(trials).groupby("row")["onset_step"].agg(["median", "min", "max"]).astype("Float64")
+    onset = collapsed(trials).groupby("row")["onset_step"].agg(["median", "min", "max"]).astype("Float64")
     return onset.reindex(rows(trials)).rename_axis(index=None)
 
 
@@ -59,9 +69,12 @@ def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.D
     """By row: final value minus that of the baseline row with the same seed: n pairs, mean, half-width, p, p_holm.
 
     p is of the two-sided paired t-test; p_holm is corrected for all rows that have one. Seeds that finished in only
-    one of the two rows make no pair, nor do trials that are judged by other images. The baseline row itself is missing.
+    one of the two rows make no pair, nor do trials that are judged by other images, nor those that their collapse
+    stopped, which had fewer steps. The baseline row itself is missing.
     """
-    values = final(trials).pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
+    values = (
+        trials[trials["state"] == "finished"].pivot(index="row", columns="seed", values=metric).reindex(rows(trials))
+    )
     # Which factor is the class matters to k-NN of the class alone.
     images = judged_by(trials) if metric == KNN else _images(trials)
     values[images.reindex(values.index) != images[baseline_row]] = np.nan

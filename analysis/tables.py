@@ -24,7 +24,7 @@ PAPER = {"knn_top1": "paper k-NN %", "linear_top1": "paper linear %"}
 PAPER_COST = {"wall_hours": "paper hours", "memory_gib_per_gpu": "paper GiB a GPU"}
 """Those of the table of cost."""
 
-COLLAPSED, DIVERGED = "†", "‡"
+COLLAPSED, DIVERGED, STOPPED, LEFT_ONE = "†", "‡", "§", "¶"
 
 _DIFFERENCE = "_difference"
 """Ends a factor's name where a column is of its difference from the baseline row."""
@@ -39,6 +39,8 @@ _FEATURES = (
     " of the untrained network of row {row} (step 0) and from raw pixels."
 )
 _MARKS = f"{COLLAPSED} a trial collapsed; {DIVERGED} a trial diverged."
+_STOPPED = f"{STOPPED} a trial was stopped for its collapse, and has fewer steps than the others."
+_LEFT_ONE = f"{LEFT_ONE} a trial had collapsed before, and left it: {{}}."
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def arms_table(sweep: Sweep) -> Table:
     notes = [
         f"{sweep.title}. n: trials finished of those planned; values are those of their last step, collapsed trials"
         f" included. {_INTERVAL}",
-        _MARKS + " Onset: median (range) over collapsed trials.",
+        _marks(sweep) + " Onset: median (range) over collapsed trials.",
         f"k-NN: class of held-out images, {_FEATURES.format(row=sweep.baseline_row)}"
         if table["knn_n"].any()
         else "k-NN: no trial has it, as on data without labels.",
@@ -175,7 +177,7 @@ def factors_table(sweep: Sweep) -> Table:
     notes = [
         f"{sweep.title}. k-NN % of each factor of held-out images, {_FEATURES.format(row=sweep.baseline_row)}"
         f" {_INTERVAL}",
-        _MARKS,
+        _marks(sweep),
     ]
     if not summary.judged_alike(sweep.trials):
         notes[0] += " Where that row is not judged by images with a factor, the foot is of the first row that is."
@@ -199,7 +201,7 @@ def cost_table(sweep: Sweep) -> Table:
         f"{sweep.title}. n: trials finished of those planned. Training: time in the training steps of a trial, over all"
         " its attempts. Peak memory: of a trial's process; on CUDA, of the device. images/s: training images a second"
         f" up to the last record. {_INTERVAL} All of it depends on the machine and on what ran beside a trial.",
-        _MARKS,
+        _marks(sweep),
         *_paper_notes(sweep, PAPER_COST),
     ]
     cells.index = pd.Index(_marked(list(table.index), summary.counts(sweep.trials)))
@@ -252,13 +254,22 @@ def _best(table: pd.DataFrame, columns: dict[str, str]) -> dict[str, list[int]]:
 
 
 def _marked(labels: list[str], counts: pd.DataFrame) -> list[str]:
-    """Row labels with a mark for rows with a collapsed and rows with a diverged trial."""
-    collapsed = counts[summary.COLLAPSES].sum(axis="columns") > 0
-    diverged = counts["diverged"] > 0
-    return [
-        label + (f" {COLLAPSED}" if collapsed[label] else "") + (f" {DIVERGED}" if diverged[label] else "")
-        for label in labels
-    ]
+    """Row labels with a mark for each of what happened to one of their trials."""
+    marks = {
+        COLLAPSED: counts[list(names.COLLAPSES)].sum(axis="columns") > 0,
+        DIVERGED: counts["diverged"] > 0,
+        STOPPED: counts["stopped"] > 0,
+        LEFT_ONE: counts["left"] > 0,
+    }
+    return [label + "".join(f" {mark}" for mark, has in marks.items() if has[label]) for label in labels]
+
+
+def _marks(sweep: Sweep) -> str:
+    """What the marks mean, of the rarer ones only those that are there."""
+    counts, trials = summary.counts(sweep.trials), summary.final(sweep.trials)
+    left = [f"{each.row}, seed {each.seed}: {each.left}" for each in trials.itertuples() if each.left]
+    stopped = [_STOPPED] if counts["stopped"].any() else []
+    return " ".join([_MARKS, *stopped, *([_LEFT_ONE.format("; ".join(left))] if left else [])])
 
 
 def _measured(table: pd.DataFrame, part: str, *, digits: int, signed: bool = False) -> list[str]:
@@ -355,6 +366,8 @@ _LATEX = str.maketrans(
         "±": r"$\pm$",
         "–": "--",
         "Δ": r"$\Delta$",
+        STOPPED: r"\S{}",
+        LEFT_ONE: r"\P{}",
         COLLAPSED: r"$^\dagger$",
         DIVERGED: r"$^\ddagger$",
     }

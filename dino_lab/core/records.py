@@ -28,6 +28,21 @@ class Record:
     left: Sequence[tuple[str, int, int]] = ()
 
 
+VERDICTS = {
+    "none": "no collapse",
+    "not_started": "nothing has moved: the networks show of images what they showed at the start",
+    "uniform": "every target is flat, and the student has followed",
+    "one_prototype": "every image has the same one-hot target, and the student has followed",
+    "few_prototypes": "targets are sharp, and all of them on two or three prototypes",
+    "constant": "every image has the same target or output, whatever it is",
+    "dimensional": "targets differ, but the outputs that they are made of lie on a line",
+    "diverged": "the loss is not finite",
+}
+"""What each verdict means."""
+COLLAPSES = ("uniform", "one_prototype", "few_prototypes", "constant", "dimensional")
+"""The verdicts that are collapses."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A logged name."""

@@ -53,6 +53,45 @@ def test_collapsed_and_diverged_rows_are_marked(sweep):
     assert labels == ["both", "centring only † ‡", "sharpening only †", "untrained network", "raw pixels"]
 
 
+def with_trial(sweep, row, seed, **changes):
+    """The sweep with other values in one of its trials."""
+    trials = sweep.trials.copy()
+    place = (trials["row"] == row) & (trials["seed"] == seed)
+    assert place.sum() == 1
+    for column, value in changes.items():
+        trials.loc[place, column] = value
+    return replace(sweep, trials=trials)
+
+
+def test_a_trial_that_was_stopped_is_counted_by_its_verdict_marked_and_makes_no_pair(sweep):
+    stopped = with_trial(sweep, "sharpening only", 0, state="stopped")
+    before, after = tables.arms(sweep).loc["sharpening only"], tables.arms(stopped).loc["sharpening only"]
+    assert after["stopped"] == 1
+    assert after["one_prototype"] == before["one_prototype"]
+    assert after["knn_mean"] == before["knn_mean"]
+    assert after["difference_n"] == before["difference_n"] - 1
+    shown = tables.arms_table(stopped)
+    assert shown.cells.index[2] == "sharpening only † §"
+    assert "§ a trial was stopped for its collapse" in shown.notes[1]
+    assert "§" not in "".join(tables.arms_table(sweep).notes)
+
+
+def test_a_collapse_that_was_left_is_told(sweep):
+    left = with_trial(sweep, "both", 1, left="constant 30–210")
+    assert tables.arms(left).loc["both", "left"] == 1
+    shown = tables.arms_table(left)
+    assert shown.cells.index[0] == "both ¶"
+    assert "left it: both, seed 1: constant 30–210." in shown.notes[1]
+    assert "¶" not in "".join(tables.arms_table(sweep).notes)
+
+
+def test_a_trial_that_has_not_started_is_no_collapse_and_has_no_onset(sweep):
+    table = tables.arms(with_trial(sweep, "both", 1, verdict="not_started", onset_step=10)).loc["both"]
+    assert table["not_started"] == 1
+    assert pd.isna(table["onset_median"])
+    assert tables.arms_table(with_trial(sweep, "both", 1, verdict="not_started")).cells.index[0] == "both"
+
+
 def test_references_are_never_the_best(sweep):
     trials = sweep.trials.assign(**{"eval/knn_top1": sweep.trials["eval/knn_top1"] / 10})
     assert tables.arms_table(replace(sweep, trials=trials)).best == {"k-NN %": [0]}

@@ -13,19 +13,6 @@ from dino_lab.core.settings import Settings
 Kind: TypeAlias = Literal[
     "none", "not_started", "uniform", "one_prototype", "few_prototypes", "constant", "dimensional", "diverged"
 ]
-KINDS: dict[Kind, str] = {
-    "none": "no collapse",
-    "not_started": "nothing has moved: the networks show of images what they showed at the start",
-    "uniform": "every target is flat, and the student has followed",
-    "one_prototype": "every image has the same one-hot target, and the student has followed",
-    "few_prototypes": "targets are sharp, and all of them on two or three prototypes",
-    "constant": "every image has the same target or output, whatever it is",
-    "dimensional": "targets differ, but the outputs that they are made of lie on a line or a plane",
-    "diverged": "the loss is not finite",
-}
-"""What each kind means."""
-COLLAPSES = ("uniform", "one_prototype", "few_prototypes", "constant", "dimensional")
-"""The kinds that are collapses."""
 
 
 class Collapse(Settings):
@@ -75,7 +62,7 @@ class Collapse(Settings):
 
     def stops(self, step: int, verdict: str, onset_step: int | None) -> bool:
         """Whether a trial with this verdict ends here."""
-        if self.policy == "record" or verdict not in COLLAPSES or onset_step is None:
+        if self.policy == "record" or verdict not in records.COLLAPSES or onset_step is None:
             return False
         return step - onset_step >= self.after_steps
 
@@ -155,7 +142,7 @@ class Verdict:
         """Takes in what the record looks like."""
         if sign == "none":
             leaving = step if self.leaving_since is None else self.leaving_since
-            if self.kind in COLLAPSES:
+            if self.kind in records.COLLAPSES:
                 return replace(self, leaving_since=leaving)
             return replace(self, suspected_since=None, signs=(), counts=())
         number = dict(zip(self.signs, self.counts, strict=True))
@@ -210,7 +197,7 @@ class Verdict:
             )
         has_started = self.has_moved and self.has_been_sharp
         since = self.suspected_since
-        if has_started and since is not None and (self.kind in COLLAPSES or step - since >= bounds.certain_steps):
+        if has_started and since is not None and (self.kind in records.COLLAPSES or step - since >= bounds.certain_steps):
             return replace(self, kind=self.signs[-1], onset_step=since)
         if not has_started and step - self.started_step >= bounds.certain_steps:
             return replace(self, kind="not_started", onset_step=self.started_step)

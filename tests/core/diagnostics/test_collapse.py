@@ -6,7 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from dino_lab.core import records
-from dino_lab.core.diagnostics.collapse import COLLAPSES, KINDS, Collapse, Kind, Verdict, judged
+from dino_lab.core.diagnostics.collapse import Collapse, Kind, Verdict, judged
 from dino_lab.core.records import Record
 from dino_lab.core.settings import KnobError
 
@@ -64,7 +64,7 @@ def test_a_living_trial_is_called_none(state: State) -> None:
 
 
 def test_a_kind_that_is_no_collapse_is_known_and_all_have_a_meaning() -> None:
-    assert set(KINDS) == set(get_args(Kind)) == {*COLLAPSES, "none", "not_started", "diverged"}
+    assert set(records.VERDICTS) == set(get_args(Kind)) == {*records.COLLAPSES, "none", "not_started", "diverged"}
 
 
 def test_signs_that_break_off_before_they_are_certain_are_no_collapse() -> None:
