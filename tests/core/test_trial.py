@@ -35,7 +35,7 @@ ALL_IN_USE = {
     "collapse.unmoved": 1e-6,
     "collapse.certain_steps": 0,
     "collapse.policy": "stop",
-    "collapse.same_targets": 0.999,
+    "collapse.same_targets": 0.0,
     "method.loss.warmup_teacher_temp_epochs": 1,
     "runtime.log_period_steps": 1,
     "evals.bank_images": 48,

@@ -25,8 +25,7 @@ class Collapse(Settings):
     low_kl: float = Field(default=0.02, gt=0)
     """KL / ln K below which the student has nothing left to learn from its teacher."""
     same_targets: float = Field(default=0.01, ge=0, lt=1)
-    """Mutual information of image and prototype / ln K below which all images have the same target; counted once it has
-    been above."""
+    """Mutual information of image and prototype / ln K below which all images have the same target."""
     few_prototypes: float = Field(default=3.0, ge=1)
     """Perplexity of a batch's mean target below which few prototypes are used, if K is four times as large."""
     few_dimensions: float = Field(default=1.5, ge=1)
@@ -105,10 +104,8 @@ class Verdict:
     """How often each was seen."""
     leaving_since: int | None = None
     """Since when there has been none, in a collapse."""
-    has_told_apart: bool = False
-    """Whether targets have ever been different for different images."""
     has_been_sharp: bool = False
-    """Whether targets have ever not been flat."""
+    """Whether targets have ever not been flat, or the student had still to follow them."""
     started: Mapping[str, float] | None = None
     """Ranks and stds of the first record."""
     started_step: int = 0
@@ -131,8 +128,8 @@ class Verdict:
 
     def sign(self, values: Mapping[str, float], *, bounds: Collapse) -> Sign:
         """What a record looks like after those before, whether or not it has for long."""
-        if records.TEACHER_ENTROPY in values and records.PROTOTYPES_NUMBER in values:
-            return _of_targets(values, bounds, has_told_apart=self.has_told_apart)
+        if _has_targets(values):
+            return _of_targets(values, bounds)
         std = values.get(records.OUTPUT_STD, math.nan)
         if std <= bounds.constant_std:
             return Sign("constant", (Crossed(records.OUTPUT_STD, std, "<=", bounds.constant_std),))
@@ -158,17 +155,10 @@ class Verdict:
         )
 
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
-        """Takes in whether there is anything that could collapse: targets that differ or are sharp, and movement."""
-        told_apart = sharp = False
-        if records.TEACHER_ENTROPY in values and records.PROTOTYPES_NUMBER in values:
-            told_apart = _information(values) > bounds.same_targets
-            sharp = _entropy(values) < bounds.uniform_entropy
-        seen = replace(
-            self,
-            has_told_apart=self.has_told_apart or told_apart,
-            # Outputs that are no distributions cannot be flat.
-            has_been_sharp=self.has_been_sharp or sharp or records.TEACHER_ENTROPY not in values,
-        )
+        """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
+        # Outputs that are no distributions cannot be flat.
+        sharp = not _has_targets(values) or (_entropy(values) < bounds.uniform_entropy or _kl(values) > bounds.low_kl)
+        seen = replace(self, has_been_sharp=self.has_been_sharp or sharp)
         shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
         if seen.started is None:
             # Whoever shows no geometry cannot be said to stand still.
@@ -197,7 +187,11 @@ class Verdict:
             )
         has_started = self.has_moved and self.has_been_sharp
         since = self.suspected_since
-        if has_started and since is not None and (self.kind in records.COLLAPSES or step - since >= bounds.certain_steps):
+        if (
+            has_started
+            and since is not None
+            and (self.kind in records.COLLAPSES or step - since >= bounds.certain_steps)
+        ):
             return replace(self, kind=self.signs[-1], onset_step=since)
         if not has_started and step - self.started_step >= bounds.certain_steps:
             return replace(self, kind="not_started", onset_step=self.started_step)
@@ -215,6 +209,10 @@ def judged(trial_records: Iterable[records.Record], bounds: Collapse) -> Verdict
 _GEOMETRY = (records.EMBEDDING_RANK, records.EMBEDDING_STD, records.OUTPUT_RANK, records.OUTPUT_STD)
 
 
+def _has_targets(values: Mapping[str, float]) -> bool:
+    return records.TEACHER_ENTROPY in values and records.PROTOTYPES_NUMBER in values
+
+
 def _information(values: Mapping[str, float]) -> float:
     """How much a target says of its image, as a fraction of ln K."""
     return values[records.MUTUAL_INFORMATION] / math.log(values[records.PROTOTYPES_NUMBER])
@@ -225,7 +223,12 @@ def _entropy(values: Mapping[str, float]) -> float:
     return values[records.TEACHER_ENTROPY] / math.log(values[records.PROTOTYPES_NUMBER])
 
 
-def _of_targets(values: Mapping[str, float], bounds: Collapse, *, has_told_apart: bool) -> Sign:
+def _kl(values: Mapping[str, float]) -> float:
+    """Of student and teacher, as a fraction of ln K."""
+    return values[records.KL] / math.log(values[records.PROTOTYPES_NUMBER])
+
+
+def _of_targets(values: Mapping[str, float], bounds: Collapse) -> Sign:
     """The states that self-distillation falls into and stays in, the narrowest first.
 
     Uniform: every target is flat, and the student has followed. One prototype: every target is one-hot, and on the same
@@ -233,7 +236,7 @@ def _of_targets(values: Mapping[str, float], bounds: Collapse, *, has_told_apart
     three. Constant: the target is the same for all images, but wanders, and the student does not catch up.
     """
     prototypes = values[records.PROTOTYPES_NUMBER]
-    entropy, kl, information = _entropy(values), values[records.KL] / math.log(prototypes), _information(values)
+    entropy, kl, information = _entropy(values), _kl(values), _information(values)
     of_mean = entropy + information
     followed = Crossed("KL / ln K", kl, "<=", bounds.low_kl)
     if kl <= bounds.low_kl and entropy >= bounds.uniform_entropy:
@@ -241,7 +244,7 @@ def _of_targets(values: Mapping[str, float], bounds: Collapse, *, has_told_apart
     if kl <= bounds.low_kl and of_mean <= bounds.one_prototype_entropy:
         crossed = Crossed("entropy of the mean target / ln K", of_mean, "<=", bounds.one_prototype_entropy)
         return Sign("one_prototype", (crossed, followed))
-    if information <= bounds.same_targets and has_told_apart:
+    if information <= bounds.same_targets:
         return Sign("constant", (Crossed("mutual information / ln K", information, "<=", bounds.same_targets),))
     perplexity = prototypes**of_mean
     if perplexity <= bounds.few_prototypes <= prototypes / 4:

@@ -1,6 +1,5 @@
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -20,7 +19,6 @@ SHARP = (0.001, 0.95, 0.01)
 UNIFORM = (0.999, 0.0005, 0.001)
 ONE_PROTOTYPE = (0.001, 0.0, 0.0005)
 FEW_PROTOTYPES = (0.001, math.log(2) / math.log(K), 0.001)
-START = (0.99, 0.005, 0.1)
 SAME = (0.5, 0.005, 0.3)
 
 
@@ -121,14 +119,19 @@ def test_the_bound_of_same_targets_is_a_fraction_of_ln_k(information: float, out
 
 
 def test_flat_targets_of_a_trial_that_never_had_others_have_not_started() -> None:
-    seen = verdicts([START] * 3 + [UNIFORM] * 20)
-    assert [verdict.kind for verdict in seen] == ["none"] * 4 + ["not_started"] * 19
-    assert verdicts([START] * 3 + [UNIFORM] * 20 + [HEALTHY])[-1].kind == "none"
+    seen = verdicts([UNIFORM] * 20)
+    assert [verdict.kind for verdict in seen] == ["none"] * 4 + ["not_started"] * 16
+    assert verdicts([UNIFORM] * 20 + [HEALTHY])[-1].kind == "none"
 
 
-def test_a_trial_whose_targets_never_differed_is_not_called_constant() -> None:
-    assert {verdict.kind for verdict in verdicts([SAME] * 50)} == {"none"}
-    assert verdicts([SAME] * 5 + [HEALTHY] + [SAME] * 6)[-1].onset_step == 70
+@pytest.mark.parametrize("before", [(0.97, 0.02, 0.01), (0.999, 0.0005, 0.03)], ids=["sharper", "not yet followed"])
+def test_flat_targets_that_had_been_sharper_or_that_the_student_came_to_follow_are_uniform(before: State) -> None:
+    assert verdicts([before] + [UNIFORM] * 5)[-1].kind == "uniform"
+
+
+def test_targets_that_never_differed_are_constant_once_they_are_not_flat() -> None:
+    seen = verdicts([SAME] * 6)
+    assert (seen[-1].kind, seen[-1].onset_step) == ("constant", 10)
 
 
 def test_sharp_targets_on_two_prototypes_are_few() -> None:
@@ -266,7 +269,7 @@ def test_all_records_are_judged_as_one_after_the_other() -> None:
     ],
 )
 def test_a_sign_comes_with_what_crossed_which_bound(state: State, told: list[str]) -> None:
-    sign = replace(Verdict(), has_told_apart=True).sign(values(state), bounds=BOUNDS)
+    sign = Verdict().sign(values(state), bounds=BOUNDS)
     assert [str(crossed) for crossed in sign.evidence] == told
 
 
