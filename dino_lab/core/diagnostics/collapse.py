@@ -99,9 +99,10 @@ class Verdict:
     suspected_since: int | None = None
     """Since when there has been a sign of a collapse; None while there is none."""
     signs: tuple[Kind, ...] = ()
-    """The kinds of the signs since then, the most frequent last."""
-    counts: tuple[int, ...] = ()
-    """How often each was seen."""
+    """The kinds of the signs since then, the weightiest last."""
+    weights: tuple[int, ...] = ()
+    """How much each was seen: the first sign counts 1, the second 2 and so on, so that what it has become decides."""
+    signs_number: int = 0
     leaving_since: int | None = None
     """Since when there has been none, in a collapse."""
     has_been_sharp: bool = False
@@ -116,8 +117,8 @@ class Verdict:
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
         """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
 
-        A collapse is called by the kind that most of its records look like. One that ends is taken back once it has
-        been away for as long as it took to be called, and stays among what was left.
+        A collapse is called by the kind that most of its records look like, the later ones above all. One that ends is
+        taken back once it has been away for as long as it took to be called, and stays among what was left.
         """
         if records.LOSS not in values:
             return self
@@ -141,18 +142,22 @@ class Verdict:
             leaving = step if self.leaving_since is None else self.leaving_since
             if self.kind in records.COLLAPSES:
                 return replace(self, leaving_since=leaving)
-            return replace(self, suspected_since=None, signs=(), counts=())
-        number = dict(zip(self.signs, self.counts, strict=True))
-        number[sign] = number.pop(sign, 0) + 1
+            return self._unsuspected()
+        weights = dict(zip(self.signs, self.weights, strict=True))
+        weights[sign] = weights.pop(sign, 0) + self.signs_number + 1
         # Sorted stably: of equals, the one that was seen last.
-        ordered = sorted(number, key=lambda kind: number[kind])
+        ordered = sorted(weights, key=lambda kind: weights[kind])
         return replace(
             self,
             suspected_since=step if self.suspected_since is None else self.suspected_since,
             signs=tuple(ordered),
-            counts=tuple(number[kind] for kind in ordered),
+            weights=tuple(weights[kind] for kind in ordered),
+            signs_number=self.signs_number + 1,
             leaving_since=None,
         )
+
+    def _unsuspected(self) -> "Verdict":
+        return replace(self, suspected_since=None, signs=(), weights=(), signs_number=0, leaving_since=None)
 
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
         """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
@@ -175,16 +180,7 @@ class Verdict:
             if step - self.leaving_since < bounds.certain_steps:
                 return self
             left = (*self.left, (self.kind, self.onset_step, self.leaving_since))
-            return replace(
-                self,
-                kind="none",
-                onset_step=None,
-                left=left,
-                suspected_since=None,
-                signs=(),
-                counts=(),
-                leaving_since=None,
-            )
+            return replace(self._unsuspected(), kind="none", onset_step=None, left=left)
         has_started = self.has_moved and self.has_been_sharp
         since = self.suspected_since
         if (
