@@ -30,7 +30,7 @@ _LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Share of red, green and blue light in how light a colour is."""
 _PROTOTYPES = ["param:method.prototypes_number", "param:method.head.out_dim"]
 """Knobs that are K, the first that a method has."""
-_STYLE: list[str | dict[str, Any]] = [
+STYLE: list[str | dict[str, Any]] = [
     "default",
     {
         **fontsizes.icml2024(),
@@ -85,7 +85,7 @@ def curves(sweep: Sweep) -> Figure:
     """
     rows = summary.rows(sweep.trials)
     colors = dict(zip(rows, _palette(len(rows)), strict=True))
-    with style.context(_STYLE):
+    with style.context(STYLE):
         handles = [Line2D([], [], color=color, label=row) for row, color in colors.items()] + _explained(sweep.trials)
         columns = max(1, min(5, _LEGEND_LETTERS // (9 + max(len(str(handle.get_label())) for handle in handles))))
         width, height = figsizes.icml2024_full(nrows=1, ncols=3, height_to_width_ratio=0.85)["figure.figsize"]
@@ -123,7 +123,7 @@ def factors(sweep: Sweep) -> Figure:
     )
     rows = summary.rows(sweep.trials)
     height = 0.75 + 0.21 * len(table)
-    with style.context(_STYLE):
+    with style.context(STYLE):
         if len(rows) == 1:
             width, _ = figsizes.icml2024_half()["figure.figsize"]
             figure = Figure(figsize=(width, height))
@@ -149,7 +149,7 @@ def factors(sweep: Sweep) -> Figure:
 def render(figure: Figure, form: str) -> bytes:
     """The figure as a pdf, svg or png file, without the time or place of its making."""
     file = io.BytesIO()
-    with style.context(_STYLE):
+    with style.context(STYLE):
         figure.savefig(file, format=form, metadata=_METADATA[form])
     return file.getvalue()
 

@@ -18,7 +18,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from analysis import figures, records, summary, tables
+from analysis import figures, phase, records, summary, tables
 from analysis.records import Sweep
 from dino_lab.core.records import COLLAPSES
 
@@ -64,6 +64,9 @@ def contents(sweep: Sweep) -> dict[str, bytes]:
         shown["factors"] = tables.factors_table(sweep)
         drawn["factors"] = figures.factors(sweep)
         files["factors.csv"] = tables.csv(factors).encode()
+    if plane := phase.figure(sweep):
+        drawn["phase"] = plane
+        files["phase.csv"] = tables.csv(phase.cells(sweep)).encode()
     cost = tables.cost(sweep)
     if not cost.empty:
         shown["cost"] = tables.cost_table(sweep)

@@ -267,7 +267,7 @@ def _marked(labels: list[str], counts: pd.DataFrame) -> list[str]:
 def _marks(sweep: Sweep) -> str:
     """What the marks mean, of the rarer ones only those that are there."""
     counts, trials = summary.counts(sweep.trials), summary.final(sweep.trials)
-    left = [f"{each.row}, seed {each.seed}: {each.left}" for each in trials.itertuples() if each.left]
+    left = [f"{each['row']}, seed {each['seed']}: {each['left']}" for each in trials.to_dict("records") if each["left"]]
     stopped = [_STOPPED] if counts["stopped"].any() else []
     return " ".join([_MARKS, *stopped, *([_LEFT_ONE.format("; ".join(left))] if left else [])])
 
