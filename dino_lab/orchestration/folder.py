@@ -53,6 +53,7 @@ class TrialFolder:
         self.journal = self.path / "journal.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
         self.data = self.path / "data.json"
+        self._pictures = self.path / "pictures"
         self.lock = self.path / "lock"
         self._end = self.path / "end.json"
 
@@ -62,6 +63,14 @@ class TrialFolder:
             return []
         whole, _, _torn = self.journal.read_text().rpartition("\n")
         return [_record(json.loads(line)) for line in whole.splitlines()[skip:]]
+
+    def pictures(self, after: int) -> list[tuple[str, int, Path]]:
+        """Pictures of steps after this one, oldest first: what is drawn, the step, and the file."""
+        found = []
+        for path in self._pictures.glob("*-*.png"):
+            name, _, step = path.stem.rpartition("-")
+            found += [(name, int(step), path)] if int(step) > after else []
+        return sorted(found, key=lambda picture: picture[1])
 
     def append(self, record: Record) -> None:
         """Adds one line to the journal; it is on the disk on return."""

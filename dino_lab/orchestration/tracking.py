@@ -21,9 +21,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from sqlalchemy.exc import SQLAlchemyError
 
-from dino_lab.core.records import Record
+from dino_lab.core.records import COLLAPSES, Record
 from dino_lab.core.settings import Knob
 from dino_lab.orchestration.folder import State, TrialFolder
 
@@ -243,9 +244,20 @@ class _Mirrored:
             data = json.loads(folder.data.read_text())
             client.log_inputs(self._run_id, datasets=_inputs(data))
             tags["dino_lab.data"] = data["training"]["digest"]
+        for name, step, path in folder.pictures(after=int(self._tags.get("dino_lab.pictured_step", -1))):
+            with Image.open(path) as picture:
+                client.log_image(
+                    self._run_id,
+                    picture,
+                    key=name,
+                    step=step,
+                    timestamp=int(path.stat().st_mtime * 1000),
+                    synchronous=True,
+                )
+            tags["dino_lab.pictured_step"] = str(step)
         if end and end.error:
             tags["dino_lab.error"] = end.error[-_ERROR_LENGTH:]
-        if self._tags["dino_lab.verdict"] != "none":
+        if self._tags["dino_lab.verdict"] in COLLAPSES:
             tags["mlflow.runColor"] = _COLLAPSED_COLOR
         self._send(client, tags, [])
         for outdated in {"dino_lab.error", "mlflow.runColor"} & self._tags.keys() - tags.keys():

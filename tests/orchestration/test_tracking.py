@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from PIL import Image
 
 from dino_lab.ablation import LabelledTrial
 from dino_lab.core.records import Record
@@ -110,6 +111,48 @@ def test_params_are_every_knob_as_a_json_literal_and_strings_are_plain(lab: Path
     assert params["precision"] == "f32"
     assert params["runtime.data_dir"] == "null"
     assert all(params[knob] in (value, json.dumps(value)) for knob, value in flat.items())
+
+
+def pictures_of(lab: Path, run: Run) -> list[str]:
+    """Names of the logged pictures, without those that MLflow makes of them for lists."""
+    found = MlflowClient(f"sqlite:///{lab / 'mlflow.db'}").list_artifacts(run.info.run_id, "images")
+    return sorted(each.path for each in found if each.path.endswith(".png"))
+
+
+def test_pictures_are_logged_each_once_with_their_steps_also_by_a_later_driver(lab: Path) -> None:
+    folder = train_some(lab, ROWS[0], range(2))
+    (folder.path / "pictures").mkdir()
+
+    def draw(step: int) -> None:
+        Image.new("RGB", (8, 4), (step, 0, 0)).save(folder.path / "pictures" / f"attention-{step}.png")
+
+    draw(0)
+    draw(20)
+    (folder.path / "pictures" / "attention-30.png.part").write_bytes(b"being written")
+    mirror = Mirror(lab, SWEEP)
+    mirror.catch_up()
+    mirror.catch_up()
+    assert mirror.error is None
+    _, child, *_ = runs_of(lab)
+    first = pictures_of(lab, child)
+    assert [path.split("+")[2] for path in first] == ["0", "20"]
+    assert all(path.startswith("images/attention+step+") for path in first)
+    draw(100)
+    Mirror(lab, SWEEP).catch_up()
+    _, child, other, *_ = runs_of(lab)
+    assert [path for path in pictures_of(lab, child) if path not in first] == [
+        path for path in pictures_of(lab, child) if "+step+100+" in path
+    ]
+    assert len(pictures_of(lab, child)) == 3
+    assert pictures_of(lab, other) == []
+
+
+def test_only_a_collapse_colours_a_run(lab: Path) -> None:
+    train_some(lab, ROWS[0], range(2), "not_started")
+    train_some(lab, ROWS[1], range(2), "few_prototypes")
+    Mirror(lab, SWEEP).catch_up()
+    colored = ["mlflow.runColor" in run.data.tags for run in runs_of(lab)[1:3]]
+    assert colored == [False, True]
 
 
 def test_data_sets_are_inputs_of_the_run_each_once(lab: Path) -> None:
