@@ -23,7 +23,9 @@ from dino_lab import asking, preparing, terminal
 from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
 
 if TYPE_CHECKING:
+    from dino_lab.core.records import Record
     from dino_lab.core.trial import Trial
+    from dino_lab.explaining import Diagnosis, Explanation
     from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.runner import Summary
 
@@ -311,6 +313,48 @@ def export(
 
 
 @app.command()
+def explain(
+    trial_id: Annotated[str, typer.Argument(metavar="TRIAL", help="A trial's id, as in `plan`.", show_default=False)],
+    lab: Lab = DEFAULT_LAB,
+    as_json: AsJson = False,
+) -> None:
+    """Say what happened to a trial: its verdict, the evidence, and what to try, each with its source."""
+    from dino_lab import explaining
+
+    with _told():
+        said, shown = explaining.explain(trial_id, lab)
+    picture = _draw_explained(lab, trial_id, said, shown, unit="step")
+    if as_json:
+        _print_json(dataclasses.asdict(said) | {"picture": str(picture) if picture else None})
+        return
+    _print_explained(explaining.explanation_lines(said), picture)
+
+
+@app.command()
+def diagnose(
+    log: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A log of DINO, DINOv2 or DINOv3, or a CSV.", show_default=False)
+    ],
+    out_dim: Annotated[
+        int | None, typer.Option(min=2, help="K, the number of prototypes; else guessed.", show_default=False)
+    ] = None,
+    lab: Lab = DEFAULT_LAB,
+    as_json: AsJson = False,
+) -> None:
+    """Say what happened in a run that others logged, as far as its log tells."""
+    from dino_lab import explaining
+
+    with _told():
+        asking.check_lab(lab)
+        said, shown = explaining.diagnose(log, out_dim=out_dim)
+    picture = _draw_explained(lab, log.stem, said, shown, unit=said.unit)
+    if as_json:
+        _print_json(dataclasses.asdict(said) | {"picture": str(picture) if picture else None})
+        return
+    _print_explained(explaining.diagnosis_lines(said), picture)
+
+
+@app.command()
 def doctor(lab: Lab = DEFAULT_LAB, as_json: AsJson = False) -> None:
     """Look at this machine and the lab folder, and say what is wrong."""
     from dino_lab.doctor import examine
@@ -461,6 +505,28 @@ def _run(
         for note in summary.notes:
             out.print(note, markup=False)
     return summary
+
+
+def _draw_explained(
+    lab: Path, name: str, said: "Explanation | Diagnosis", shown: "Sequence[Record]", *, unit: str
+) -> Path | None:
+    """The picture of one run, in the lab; none before its first step."""
+    from analysis import explained, figures
+
+    if not any(record.step for record in shown):
+        return None
+    figure = explained.trial_curves(shown, title=f"{name}: {said.title}", onset_step=said.onset_step, unit=unit)
+    path = lab / "explained" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(figures.render(figure, "png"))
+    return path
+
+
+def _print_explained(lines: Sequence[str], picture: Path | None) -> None:
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+    if picture:
+        print(picture)
 
 
 def _exit_code(summary: "Summary") -> int:

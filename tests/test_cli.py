@@ -194,6 +194,25 @@ def test_plan_shows_changes_as_set_takes_them_and_the_next_command() -> None:
     assert shown.endswith("run collapse --baseline smoke --seeds 0 --lab 'my lab'\n")
 
 
+def test_a_trial_is_explained_in_words_as_facts_and_by_a_picture(tmp_path: Path) -> None:
+    told = answer("train", "--baseline", "smoke", "--set", "epochs=1")
+    trial = told.split()[1].rstrip(",")
+    said = answer("explain", trial)
+    assert said.splitlines()[0].startswith(f"trial {trial}: ")
+    assert Path(said.splitlines()[-1]).read_bytes().startswith(b"\x89PNG")
+    facts = json.loads(answer("explain", trial, "--json"))
+    assert (facts["trial_id"], facts["state"], facts["step"]) == (trial, "finished", 4)
+    assert facts["picture"] == said.splitlines()[-1]
+
+
+def test_a_log_of_others_is_diagnosed(tmp_path: Path) -> None:
+    log = tmp_path / "others.csv"
+    log.write_text("epoch,loss\n" + "".join(f"{epoch},11.0902\n" for epoch in range(20)))
+    said = answer("diagnose", str(log))
+    assert said.splitlines()[0] == f"{log}: uniform from epoch 0 (0 %)"
+    assert json.loads(answer("diagnose", str(log), "--out-dim", "65536", "--json"))["out_dim_is"] == "asked for"
+
+
 def test_trial_is_trained_once_and_then_known_to_plan_and_status() -> None:
     first = answer("train", "--baseline", "smoke", "--set", "epochs=1")
     assert "step 0  epoch 0.00" in first
