@@ -84,7 +84,7 @@ def curves(sweep: Sweep) -> Figure:
     finished is a thin line of its own, with a cross where it diverged. A triangle is the median onset of collapse.
     """
     rows = summary.rows(sweep.trials)
-    colors = dict(zip(rows, _palette(len(rows)), strict=True))
+    colors = dict(zip(rows, palette(len(rows)), strict=True))
     with style.context(STYLE):
         handles = [Line2D([], [], color=color, label=row) for row, color in colors.items()] + _explained(sweep.trials)
         columns = max(1, min(5, _LEGEND_LETTERS // (9 + max(len(str(handle.get_label())) for handle in handles))))
@@ -154,7 +154,8 @@ def render(figure: Figure, form: str) -> bytes:
     return file.getvalue()
 
 
-def _palette(n: int) -> list[str]:
+def palette(n: int) -> list[str]:
+    """So many colours, told apart with every kind of colour vision while there are eight."""
     if n <= len(OKABE_ITO):
         return list(OKABE_ITO[:n])
     # The lightest end is left out: yellow is not seen on white.

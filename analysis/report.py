@@ -64,6 +64,10 @@ def contents(sweep: Sweep) -> dict[str, bytes]:
         shown["factors"] = tables.factors_table(sweep)
         drawn["factors"] = figures.factors(sweep)
         files["factors.csv"] = tables.csv(factors).encode()
+    evaluations = tables.evaluations(sweep)
+    if not evaluations.empty:
+        shown["evaluations"] = tables.evaluations_table(sweep)
+        files["evaluations.csv"] = tables.csv(evaluations).encode()
     if plane := phase.figure(sweep):
         drawn["phase"] = plane
         files["phase.csv"] = tables.csv(phase.cells(sweep)).encode()

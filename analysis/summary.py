@@ -65,6 +65,17 @@ def means(trials: pd.DataFrame, metric: str) -> pd.DataFrame:
     return _intervals({row: values[finished["row"] == row] for row in rows(trials)})
 
 
+def best(trials: pd.DataFrame, curves: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """By row: n, mean and half-width of each final trial's highest value over its evaluations after the start.
+
+    Which evaluation that is was chosen on the very images that it is of: it is no result, and too high.
+    """
+    ended = final(trials).set_index("trial_id")["row"]
+    values = curves[(curves["metric"] == metric) & (curves["step"] > 0) & curves["trial_id"].isin(ended.index)]
+    highest = values.groupby("trial_id")["value"].max()
+    return _intervals({row: highest[ended[highest.index] == row] for row in rows(trials)})
+
+
 def differences(trials: pd.DataFrame, metric: str, *, baseline_row: str) -> pd.DataFrame:
     """By row: final value minus that of the baseline row with the same seed: n pairs, mean, half-width, p, p_holm.
 

@@ -109,6 +109,39 @@ def factors(sweep: Sweep) -> pd.DataFrame:
     return pd.concat(parts, axis="columns").rename_axis(index="arm") if parts else pd.DataFrame()
 
 
+EVALUATIONS = {
+    "knn": (names.KNN, "k-NN %"),
+    "student_knn": (names.STUDENT_KNN, "student k-NN %"),
+    "linear": (names.LINEAR, "linear %"),
+    "student_linear": (names.STUDENT + "linear_top1", "student linear %"),
+    "low_shot_1": (names.LOW_SHOT + "1", "1 % of labels"),
+    "low_shot_10": (names.LOW_SHOT + "10", "10 % of labels"),
+    "retrieval": (names.RETRIEVAL, "mAP %"),
+    "jaccard_60": (names.JACCARD + "60", "Jaccard 60 %"),
+    "jaccard_80": (names.JACCARD + "80", "Jaccard 80 %"),
+    "rank": (names.EVALUATED_RANK, "rank"),
+}
+"""What is evaluated at the end, by its name in files: the metric, and how it is called."""
+_BEST = "best_knn"
+
+
+def evaluations(sweep: Sweep) -> pd.DataFrame:
+    """Every evaluation of the last step by row: n, mean and half-width; and the best k-NN over training, apart.
+
+    At the foot the untrained network of the baseline row. No column of what no trial has.
+    """
+    parts = {}
+    for name, (metric, _) in EVALUATIONS.items():
+        means = summary.means(sweep.trials, metric)
+        if means["n"].any():
+            untrained = summary.untrained(sweep.trials, sweep.curves, metric, row=sweep.baseline_row)
+            parts[name] = pd.concat([means, pd.DataFrame([untrained], index=[UNTRAINED])])
+    if "knn" in parts:
+        parts[_BEST] = summary.best(sweep.trials, sweep.curves, names.KNN).reindex(parts["knn"].index)
+    columns = [part.add_prefix(f"{name}_") for name, part in parts.items()]
+    return pd.concat(columns, axis="columns").rename_axis(index="arm") if columns else pd.DataFrame()
+
+
 def factor_names(table: pd.DataFrame) -> list[str]:
     """The factors that a table made by `factors` has columns of."""
     suffix = f"{_DIFFERENCE}_mean"
@@ -183,6 +216,31 @@ def factors_table(sweep: Sweep) -> Table:
         notes[0] += " Where that row is not judged by images with a factor, the foot is of the first row that is."
     cells.index = pd.Index([*_marked(rows, summary.counts(sweep.trials)), UNTRAINED, PIXELS])
     return Table(cells, _best(table.loc[rows], columns), notes, references=2)
+
+
+def evaluations_table(sweep: Sweep) -> Table:
+    """The evaluations as people read them."""
+    table = evaluations(sweep)
+    rows = summary.rows(sweep.trials)
+    shown = {name: label for name, (_, label) in EVALUATIONS.items() if f"{name}_mean" in table}
+    cells = pd.DataFrame({label: _measured(table, name, digits=1) for name, label in shown.items()}, index=table.index)
+    notes = [
+        f"{sweep.title}. Of the last step, on held-out images; the foot is the untrained network of row"
+        f" {sweep.baseline_row}. {_INTERVAL}",
+        "Linear and low-shot: the class by a classifier on frozen features, its knobs chosen on training images. mAP: the"
+        " class by retrieval. Jaccard: objects and the attention of the best head, by the part of it that counts. Rank:"
+        " effective rank of the features.",
+        _marks(sweep),
+    ]
+    if f"{_BEST}_mean" in table:
+        cells["best k-NN %"] = _measured(table, _BEST, digits=1)
+        notes[1] += " Best k-NN: the highest over training, chosen on the test images, and so too high; no result."
+    if not summary.judged_alike(sweep.trials):
+        notes[0] += " Rows are judged by different images: their numbers are not to be compared."
+    cells.index = pd.Index([*_marked(rows, summary.counts(sweep.trials)), UNTRAINED])
+    ranked = [name for name in shown if name not in ("rank", "student_knn", "student_linear")]
+    best = _best(table.loc[rows], {shown[name]: name for name in ranked} if summary.judged_alike(sweep.trials) else {})
+    return Table(cells, best, notes, references=1)
 
 
 def cost_table(sweep: Sweep) -> Table:

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
@@ -23,6 +23,8 @@ from dino_lab import asking, preparing, terminal
 from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from dino_lab.core.records import Record
     from dino_lab.core.trial import Trial
     from dino_lab.explaining import Diagnosis, Explanation
@@ -352,6 +354,38 @@ def diagnose(
         _print_json(dataclasses.asdict(said) | {"picture": str(picture) if picture else None})
         return
     _print_explained(explaining.diagnosis_lines(said), picture)
+
+
+@app.command()
+def look(
+    trial_ids: Annotated[list[str], typer.Argument(metavar="TRIAL...", help="Trials' ids.", show_default=False)],
+    rows: Annotated[int, typer.Option(min=1, help="Images whose attention is shown.")] = 6,
+    lab: Lab = DEFAULT_LAB,
+) -> None:
+    """Draw what trained networks show of images: attention side by side, prototypes' nearest images, means of classes.
+
+    Attention is of all trials, beside the untrained network; the rest of the first alone, where it has it.
+    """
+    from analysis import figures, looks
+    from dino_lab import looking
+
+    first = trial_ids[0]
+    with _told():
+        for trial_id in trial_ids:
+            asking.find_trial(trial_id, lab)
+    pictures: dict[str, Callable[[], Figure]] = {
+        "attention": lambda: looks.attention(looking.attention(trial_ids, lab, rows=rows)),
+        "prototypes": lambda: looks.prototypes(looking.prototypes(first, lab)),
+        "classes": lambda: looks.class_means(looking.class_means(first, lab)),
+    }
+    folder = lab / "looks" / "-".join(trial_ids)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in pictures.items():
+        try:
+            (folder / f"{name}.png").write_bytes(figures.render(draw(), "png"))
+            print(folder / f"{name}.png")
+        except ValueError as error:
+            out.print(f"no picture of {name}: {error}", markup=False)
 
 
 @app.command()

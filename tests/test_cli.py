@@ -205,6 +205,16 @@ def test_a_trial_is_explained_in_words_as_facts_and_by_a_picture(tmp_path: Path)
     assert facts["picture"] == said.splitlines()[-1]
 
 
+def test_what_a_trial_shows_of_images_is_drawn_and_what_it_cannot_show_is_said(tmp_path: Path) -> None:
+    trial = answer("train", "--baseline", "smoke", "--set", "epochs=1").split()[1].rstrip(",")
+    supervised = ("--set", "epochs=1", "--set", "method.kind=supervised")
+    other = answer("train", "--baseline", "smoke", *supervised).split()[1].rstrip(",")
+    drawn = [Path(line) for line in answer("look", trial, other).splitlines()]
+    assert [path.name for path in drawn] == ["attention.png", "prototypes.png", "classes.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    assert "no picture of prototypes: " in answer("look", other)
+
+
 def test_a_log_of_others_is_diagnosed(tmp_path: Path) -> None:
     log = tmp_path / "others.csv"
     log.write_text("epoch,loss\n" + "".join(f"{epoch},11.0902\n" for epoch in range(20)))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dino_lab import asking
-from dino_lab.ablation import Ablation, TrialOf
+from dino_lab.ablation import Ablation, Changes, TrialOf
 from dino_lab.core import records
 from dino_lab.core.records import Record
 from dino_lab.core.settings import KnobError
@@ -30,6 +30,9 @@ NEED_PATCHES = {
     "patch_size": "like 'backbone.patch_size': the baseline does not set it",
 }
 """What a ResNet is told that has none."""
+WITHOUT_MASKS = ("cifar10_vit_tiny", *(name for name in BASELINES if name.startswith("imagenet")))
+MASKS: Changes = {"evals.data.kind": "voc", "evals.data.root": "VOC2012"}
+"""Where no object is marked, attention is judged by other images."""
 
 
 def ablation(name: str) -> Ablation:
@@ -40,6 +43,7 @@ def ablation(name: str) -> Ablation:
 
 def test_every_ablation_of_the_paper_and_of_data_is_there() -> None:
     assert set(NAMES) >= {
+        "attention",
         "attention_heads",
         "augmentation",
         "augmentation_alone",
@@ -47,6 +51,7 @@ def test_every_ablation_of_the_paper_and_of_data_is_there() -> None:
         "center_momentum",
         "centering_operation",
         "collapse",
+        "collapse_phase",
         "color_bias",
         "components",
         "crop_count",
@@ -119,7 +124,14 @@ def test_an_experiment_expands_on_every_baseline_and_survives_json(name: str, ba
         with pytest.raises(KnobError, match=NEED_PATCHES[name]):
             asked.trials(BASELINES[baseline])
         return
-    trials = asked.trials(BASELINES[baseline])
+    overrides: Changes = {}
+    if name == "attention" and baseline in WITHOUT_MASKS:
+        with pytest.raises(KnobError, match="no objects are marked"):
+            asked.trials(BASELINES[baseline])
+        if baseline == "imagenet_resnet50":
+            return
+        overrides = MASKS
+    trials = asked.trials(BASELINES[baseline], overrides=overrides)
     assert len(trials) == len(asked.rows) * len(asked.seeds)
     for labelled in trials:
         again = Trial.of(json.loads(json.dumps(labelled.trial.model_dump(mode="json"))))

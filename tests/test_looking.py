@@ -1,0 +1,133 @@
+"""What trained networks show of images, against plain calls of the networks, and the command that draws it."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dino_lab.core.data.batches import Wholes
+from dino_lab.core.evals.attention import Attention, whole_masks
+from dino_lab.core.trainer import CHECKPOINT, train
+from dino_lab.core.trial import Trial
+from dino_lab.looking import _backbone, attention, class_means, prototypes
+from dino_lab.orchestration.folder import TrialFolder
+from dino_lab.preparing import data_dir
+
+
+def trained(lab: Path, trial: Trial) -> str:
+    """An epoch of a trial in the lab."""
+    trial = trial.but({"epochs": 1, "runtime.data_dir": str(data_dir(lab))})
+    folder = TrialFolder(lab, trial.identity)
+    folder.begin(trial)
+    list(train(trial, workdir=folder.path))
+    return trial.identity
+
+
+@pytest.fixture
+def of_dino(smoke: Trial, tmp_path: Path) -> str:
+    return trained(tmp_path, smoke)
+
+
+def test_networks_stand_side_by_side_with_the_index_that_evaluation_gives(
+    of_dino: str, smoke: Trial, tmp_path: Path
+) -> None:
+    supervised = trained(tmp_path, smoke.but({"method.kind": "supervised"}))
+    slide = attention([of_dino, supervised], tmp_path, rows=3)
+    assert [each.name for each in slide.networks] == ["untrained", f"dino {of_dino}", f"supervised {supervised}"]
+    assert slide.images.shape == (3, 16, 16, 3)
+    assert slide.masks is not None
+    assert slide.masks.shape == (3, 16, 16)
+    judged = smoke.but({"evals.at_end": ["attention"], "epochs": 1, "runtime.data_dir": str(data_dir(tmp_path))})
+    *_, last = train(judged, workdir=_folder(tmp_path, "judged"))
+    assert slide.networks[1].mean_jaccard == pytest.approx(last.values["eval/jaccard_60"])
+    first, *_ = train(judged, workdir=_folder(tmp_path, "again"))
+    assert slide.networks[0].mean_jaccard == pytest.approx(first.values["eval/jaccard_60"])
+
+
+def _folder(path: Path, name: str) -> Path:
+    (path / name).mkdir()
+    return path / name
+
+
+def test_the_map_that_is_shown_is_that_of_the_head_with_the_best_index(
+    of_dino: str, smoke: Trial, tmp_path: Path
+) -> None:
+    network = attention([of_dino], tmp_path, rows=4).networks[1]
+    images = smoke.data.build("test", data_dir(tmp_path))
+    trial = smoke.but({"epochs": 1})
+    crops = torch.cat(list(Wholes(images, 16).load(loader_workers=0)))[:4]
+    with torch.no_grad():
+        seen = _backbone(trial, tmp_path).eval().look(crops, blocks_number=1).attention
+    masks = whole_masks(images.masks, 16)[:4]
+    for row, head in itertools.product(range(4), range(seen.shape[1])):
+        alone = Attention(mass=(0.6,)).jaccard(seen[row : row + 1, head : head + 1], masks[row : row + 1])[0.6]
+        assert alone <= network.jaccards[row] + 1e-5
+        if alone == pytest.approx(network.jaccards[row]):
+            best = seen[row, head]
+            if np.allclose(network.maps[row], best, atol=1e-6):
+                break
+    else:
+        pytest.fail("no head has the map that is shown and its index")
+
+
+def test_prototypes_are_those_that_most_images_choose_with_the_images_nearest_to_them(
+    of_dino: str, smoke: Trial, tmp_path: Path
+) -> None:
+    found = prototypes(of_dino, tmp_path, number=3, nearest=2)
+    shares = [each.share for each in found]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1
+    state = torch.load(tmp_path / "trials" / of_dino / CHECKPOINT, weights_only=True)["method"]
+    trial = smoke.but({"epochs": 1})
+    crops = torch.cat(list(Wholes(smoke.data.build("test", data_dir(tmp_path)), 16).load(loader_workers=0)))
+    head = trial.method.head.build(trial.backbone.embed_dim)
+    prefix = "teacher.network.head."
+    head.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    with torch.no_grad():
+        logits = head(_backbone(trial, tmp_path).eval()(crops)) - state["center"]
+    counts = torch.bincount(logits.argmax(dim=-1), minlength=logits.shape[1])
+    assert [counts[each.number] / len(crops) for each in found] == pytest.approx(shares)
+    assert shares[0] == pytest.approx(float(counts.max()) / len(crops))
+    place = int(logits[:, found[0].number].argmax())
+    whole = crops[place] * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    whole = whole + torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    expected = (255 * whole).round().movedim(0, -1).numpy()
+    assert np.abs(found[0].nearest[0].astype(float) - expected).max() <= 1
+
+
+def test_classes_lie_in_the_plane_of_the_two_largest_components(of_dino: str, smoke: Trial, tmp_path: Path) -> None:
+    found = class_means(of_dino, tmp_path)
+    images = smoke.data.build("test", data_dir(tmp_path))
+    crops = torch.cat(list(Wholes(images, 16).load(loader_workers=0)))
+    with torch.no_grad():
+        features = F.normalize(_backbone(smoke.but({"epochs": 1}), tmp_path).eval()(crops), dim=-1)
+    centered = (features - features.mean(dim=0)).double().numpy()
+    values, vectors = np.linalg.eigh(centered.T @ centered)
+    expected = centered @ vectors[:, [-1, -2]]
+    np.testing.assert_allclose(np.abs(found.points), np.abs(expected), atol=1e-4)
+    assert found.explained == pytest.approx(values[-2:].sum() / values.sum(), rel=1e-3)
+    assert found.names == images.classes["class"]
+    of_first = found.points[images.labels["class"].numpy() == 0]
+    np.testing.assert_allclose(found.means[0], of_first.mean(axis=0), atol=1e-5)
+
+
+def test_what_cannot_be_looked_at_is_refused(smoke: Trial, of_dino: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown trial 'abc'"):
+        attention(["abc"], tmp_path)
+    other = trained(tmp_path, smoke.but({"data.test_images": 16}))
+    with pytest.raises(ValueError, match=f"trial {other}: is judged by other images than trial {of_dino}"):
+        attention([of_dino, other], tmp_path)
+    begun = smoke.but({"seed": 9, "epochs": 1})
+    TrialFolder(tmp_path, begun.identity).begin(begun)
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        class_means(begun.identity, tmp_path)
+    supervised = trained(tmp_path, smoke.but({"method.kind": "supervised"}))
+    with pytest.raises(ValueError, match=r"method\.kind = 'supervised' has no head with prototypes"):
+        prototypes(supervised, tmp_path)
+    pooled = trained(tmp_path, smoke.but({"backbone.name": "resnet18"}))
+    with pytest.raises(ValueError, match=r"backbone\.name = 'resnet18' has no CLS token"):
+        attention([pooled], tmp_path)
+    assert class_means(pooled, tmp_path).points.shape == (24, 2)
