@@ -23,7 +23,7 @@ from dino_lab.core import records as names
 STATES = ("waiting", "running", "interrupted", "finished", "stopped", "diverged", "failed")
 
 CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, names.PIXELS_KNN)
-"""Metrics whose whole course is read, beside those of the factors; of all others `trials` holds the last value."""
+"""Metrics whose whole course is read, beside all evaluations; of the others `trials` holds the last value."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,8 @@ def _curves(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
     query = f"""
         SELECT ids.value, step, metrics.key, metrics.value, is_nan
         FROM metrics JOIN tags AS ids ON ids.run_uuid = metrics.run_uuid AND ids.key = 'dino_lab.trial_id'
-        WHERE metrics.run_uuid IN ({_CHILDREN}) AND (metrics.key IN ({marks}) OR metrics.key LIKE 'factor/%')
+        WHERE metrics.run_uuid IN ({_CHILDREN}) AND
+            (metrics.key IN ({marks}) OR metrics.key LIKE 'factor/%' OR metrics.key LIKE 'eval/%')
         ORDER BY ids.value, metrics.key, step, timestamp, metrics.value
     """
     columns = ["trial_id", "step", "metric", "value", "is_nan"]

@@ -227,9 +227,9 @@ def evaluations_table(sweep: Sweep) -> Table:
     notes = [
         f"{sweep.title}. Of the last step, on held-out images; the foot is the untrained network of row"
         f" {sweep.baseline_row}. {_INTERVAL}",
-        "Linear and low-shot: the class by a classifier on frozen features, its knobs chosen on training images. mAP: the"
-        " class by retrieval. Jaccard: objects and the attention of the best head, by the part of it that counts. Rank:"
-        " effective rank of the features.",
+        "Linear and low-shot: the class by a classifier on frozen features, its knobs chosen on training images. mAP:"
+        " the class by retrieval. Jaccard: objects and the attention of the best head, by the part of it that counts."
+        " Rank: effective rank of the features.",
         _marks(sweep),
     ]
     if f"{_BEST}_mean" in table:

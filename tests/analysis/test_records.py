@@ -51,7 +51,8 @@ def test_curves_and_last_values_are_what_was_recorded(sweep, recorded):
         for step in (0, 20, 400, 800):
             at_step = curve[curve["step"] == step].set_index("metric")["value"].to_dict()
             wanted = recorded(trial.row, trial.seed, step)
-            known = {name: wanted[name] for name in wanted if name in records.CURVES or name.startswith("factor/")}
+            evaluated = ("eval/", "factor/")
+            known = {name: wanted[name] for name in wanted if name in records.CURVES or name.startswith(evaluated)}
             assert at_step == known
     last = sweep.trials.iloc[0]
     for name, value in recorded("both", 0, 800).items():

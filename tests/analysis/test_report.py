@@ -113,12 +113,14 @@ def test_the_page_says_what_was_asked_what_ended_how_and_how_to_repeat_it(page):
 
 def test_what_it_cost_follows_what_the_features_know(page, written):
     headings = re.findall("<h2>(.*?)</h2>", page)
-    assert headings[2:4] == ["What the features know", "What it cost"]
+    assert headings[2:5] == ["What the features know", "Evaluations", "What it cost"]
     cost = page[page.index("What it cost") : page.index("How each trial ended")]
     assert "1.23 ± 0.32" in cost
     assert "<strong>" not in cost
     assert 'class="reference' not in cost
-    assert {"cost.csv", "cost.md", "cost.tex"} <= {path.name for path in written.iterdir()}
+    assert {f"{stem}.{form}" for stem in ("cost", "evaluations") for form in ("csv", "md", "tex")} <= {
+        path.name for path in written.iterdir()
+    }
 
 
 def test_records_of_before_costs_were_kept_have_a_report_without_them(sweep):

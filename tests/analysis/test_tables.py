@@ -31,6 +31,9 @@ def renamed(sweep, labels, **changes):
         ("factors.md", lambda sweep: tables.markdown(tables.factors_table(sweep))),
         ("factors.tex", lambda sweep: tables.latex(tables.factors_table(sweep), label="collapse-factors")),
         ("factors.csv", lambda sweep: tables.csv(tables.factors(sweep))),
+        ("evaluations.md", lambda sweep: tables.markdown(tables.evaluations_table(sweep))),
+        ("evaluations.tex", lambda sweep: tables.latex(tables.evaluations_table(sweep), label="collapse-evaluations")),
+        ("evaluations.csv", lambda sweep: tables.csv(tables.evaluations(sweep))),
         ("cost.md", lambda sweep: tables.markdown(tables.cost_table(sweep))),
         ("cost.tex", lambda sweep: tables.latex(tables.cost_table(sweep), label="collapse-cost")),
         ("cost.csv", lambda sweep: tables.csv(tables.cost(sweep))),
@@ -51,6 +54,27 @@ def test_what_is_missing_is_empty_and_never_zero(sweep):
 def test_collapsed_and_diverged_rows_are_marked(sweep):
     labels = list(tables.arms_table(sweep).cells.index)
     assert labels == ["both", "centring only † ‡", "sharpening only †", "untrained network", "raw pixels"]
+
+
+def test_the_best_over_training_stands_apart_and_is_no_result(sweep):
+    table = tables.evaluations(sweep)
+    curves = sweep.curves[(sweep.curves["metric"] == "eval/knn_top1") & (sweep.curves["step"] > 0)]
+    for row in ("both", "sharpening only"):
+        trials = sweep.trials[(sweep.trials["row"] == row) & (sweep.trials["state"] == "finished")]
+        highest = [max(curves.loc[curves["trial_id"] == each, "value"]) for each in trials["trial_id"]]
+        assert table.loc[row, "best_knn_mean"] == pytest.approx(sum(highest) / len(highest))
+    assert table.loc["sharpening only", "best_knn_mean"] > table.loc["sharpening only", "knn_mean"]
+    assert pd.isna(table.loc["untrained network", "best_knn_mean"])
+    shown = tables.evaluations_table(sweep)
+    assert "best k-NN %" not in shown.best
+    assert "chosen on the test images, and so too high; no result" in shown.notes[1]
+
+
+def test_evaluations_that_no_trial_has_are_no_columns(sweep):
+    assert "linear_mean" not in tables.evaluations(sweep)
+    with_linear = replace(sweep, trials=sweep.trials.assign(**{"eval/linear_top1": 70.0}))
+    assert tables.evaluations(with_linear).loc["both", "linear_mean"] == 70
+    assert "linear %" in tables.evaluations_table(with_linear).cells
 
 
 def with_trial(sweep, row, seed, **changes):
