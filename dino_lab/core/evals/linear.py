@@ -71,23 +71,25 @@ class LinearProbe(Settings):
         order = torch.Generator().manual_seed(seed)
         size = min(self.batch_size, len(features))
         steps_per_epoch = len(features) // size
-        weights = features.new_zeros(len(rates), features.shape[1] + 1, classes)
-        weights[:, :-1] = 0.01 * torch.randn(features.shape[1], classes, generator=order)
-        peaks = torch.tensor(rates, dtype=features.dtype)[:, None, None] * size / 256
+        # The rates side by side, so that a batch is multiplied once for all of them.
+        weights = features.new_zeros(features.shape[1] + 1, len(rates), classes)
+        weights[:-1] = 0.01 * torch.randn(features.shape[1], classes, generator=order)[:, None]
+        peaks = torch.tensor(rates, dtype=features.dtype)[:, None] * size / 256
         weights.requires_grad_()
         optimizer = torch.optim.SGD([weights], lr=1.0, momentum=0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         for _ in range(self.epochs):
             for batch in torch.randperm(len(features), generator=order)[: steps_per_epoch * size].split(size):
-                logits = _logits(weights, features[batch])
+                logits = (features[batch] @ weights[:-1].flatten(1)).unflatten(1, weights.shape[1:]) + weights[-1]
                 # Each rate has its own weights, so that the sum of losses has the gradient of each.
-                loss = F.cross_entropy(logits.flatten(0, 1), labels[batch].repeat(len(rates)), reduction="sum") / size
+                truth = labels[batch].repeat_interleave(len(rates))
+                loss = F.cross_entropy(logits.flatten(0, 1), truth, reduction="sum") / size
                 (gradient,) = torch.autograd.grad(loss, weights)
                 # Momentum is of the gradient times the rate, which is the same as long as the rate has one factor.
                 weights.grad = gradient * peaks
                 optimizer.step()
             schedule.step()
-        return weights.detach()
+        return weights.detach().transpose(0, 1)
 
 
 def _logits(weights: Float[Tensor, "R F+1 C"], features: Float[Tensor, "B F"]) -> Float[Tensor, "R B C"]:

@@ -1,3 +1,4 @@
+import faiss
 import numpy as np
 import pytest
 import torch
@@ -91,3 +92,14 @@ def test_blocks_of_any_size_find_the_same_neighbours(
     exact, where = (F.normalize(queries, dim=-1) @ F.normalize(bank, dim=-1).T).topk(50, dim=-1)
     torch.testing.assert_close(similarities, exact, atol=1e-6, rtol=1e-5)
     assert (places == where).float().mean() > 0.999  # but for ties in the last bit
+
+
+def test_neighbours_are_those_of_faiss() -> None:
+    (bank, _), (queries, _) = features(3000, 7, noise=2.0, seed=0), features(500, 7, noise=2.0, seed=1)
+    index = faiss.IndexFlatIP(bank.shape[1])
+    index.add(F.normalize(bank, dim=-1).numpy())
+    similarities, places = index.search(F.normalize(queries, dim=-1).numpy(), 20)
+    found = list(knn._nearest(bank, queries, 20))
+    ours, where = (torch.cat(parts) for parts in zip(*found, strict=True))
+    torch.testing.assert_close(ours, torch.from_numpy(similarities), atol=1e-5, rtol=1e-5)
+    assert (where == torch.from_numpy(places)).float().mean() > 0.999  # but for ties in the last bit
