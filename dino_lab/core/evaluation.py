@@ -98,7 +98,9 @@ class Evaluation:
         return values | (self._factors(bank, queries, records.FACTOR_PIXELS_KNN) if "factors" in asked else {})
 
     def picture(self, encoders: Mapping[str, nn.Module], step: int, workdir: Path) -> None:
-        """Draws the attention of the first encoder's heads for the first images that are evaluated."""
+        """Draws the attention of the first encoder's heads for the first images that are evaluated, if any are."""
+        if not self.images:
+            return
         images = self.images["evaluation"]
         shown = images.subset(np.arange(min(_PICTURED, len(images))))
         first, network = next(iter(encoders.items()))
@@ -142,8 +144,9 @@ class Evaluation:
         return {prefix + factor: self._knn(bank, queries, factor) for factor in self.factors}
 
     def _knn(self, bank: Seen, queries: Seen, factor: str) -> float:
+        """With the number of neighbours that tables show, alone."""
         labels, truth = (images.labels[factor] for images in self.images.values())
-        knn = self.trial.evals.knn
+        knn = self.trial.evals.knn.but({"further_neighbors_numbers": []})
         return knn.top1(bank.features, labels, queries.features, truth)[knn.neighbors_number]
 
     @property
@@ -181,7 +184,7 @@ class Evaluation:
         probe = self.trial.evals.linear
         if not isinstance(network, VisionTransformer) or not asked & {"linear", "attention"}:
             features = network(crops).cpu()
-            return Seen(features, probed=features)
+            return Seen(features, probed=features if "linear" in asked else None)
         look = network.look(crops, blocks_number=probe.blocks_number)
         blocks = list(look.blocks) + ([look.patches] if probe.patch_mean else [])
         return Seen(

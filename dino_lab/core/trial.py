@@ -51,11 +51,6 @@ class Evals(Settings):
     attention: Attention = Attention()
     """Attention of the last block beside the masks of objects."""
 
-    @property
-    def names(self) -> frozenset[EvalName]:
-        """All that is ever evaluated."""
-        return frozenset(self.during + self.at_end)
-
 
 class Runtime(Settings):
     """Where and how a trial runs; should not affect results and is left out of its identity."""
