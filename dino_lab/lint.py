@@ -4,7 +4,8 @@ A rule is a function of a trial, or of a trial and the number of its training im
 It is silent where the method has not the knobs that it is about.
 
 Sources: tables, sections and appendices are of DINO (arXiv:2104.14294), help texts of its main_dino.py. k-NN accuracies
-"here" are of two seeds in experiments/README.md, where the untrained network has 36 % and DINO 99.5 and 98.8 %.
+"here" are of two seeds in experiments/README.md, where the untrained network has 36 % and DINO 99.5 and 98.8 %; steps of
+onsets are by the verdict's rules of that day.
 """
 
 import math
@@ -162,6 +163,7 @@ def hot_teacher(trial: Trial) -> Finding | None:
         reason=f"The teacher ends at a temperature of {temps.teacher_temp:g}: above {HOT} most runs are unstable, "
         "warmed up or not.",
         source="main_dino.py --teacher_temp",
+        seen_here="Holds in part: 0.04 warmed up to 0.1 has 90.9 and 85.7, and is uniform from step 300 in one seed.",
     )
 
 
@@ -511,6 +513,7 @@ def last_layer_held(trial: Trial) -> Finding | None:
         reason=f"Prototypes are held for {held:g} of {trial.epochs} epochs, {part} of the run: the reference holds "
         "them for 1 of 100.",
         source="main_dino.py --freeze_last_layer",
+        seen_here="Holds in part: all of the run has 93.7 and 65.3, three quarters 93.1 and 67.2; none collapses.",
     )
 
 
@@ -580,6 +583,7 @@ def overlapping_scales(trial: Trial) -> Finding | None:
         reason=f"Local crops of up to {trial.crops.local.scale[1]:g} of the image may show more of it than global "
         f"ones, from {smallest:g}: in the paper one range ends where the other begins.",
         source="Appendix E, crop scales",
+        seen_here="Does not hold here: local crops of 0.15 to 0.9 have 99.3 and 97.4.",
     )
 
 
@@ -663,6 +667,7 @@ def low_lr(trial: Trial) -> Finding | None:
         reason=f"AdamW's learning rate rises only to {peak:.2g}, since lr is meant for 256 images and scaled to this "
         "batch size; the published recipes have 0.001 to 0.003.",
         source="main_dino.py --lr; facebookresearch/dino#110 (2 images: the loss does not fall in an epoch)",
+        seen_here="Holds: 0.00006 has 45.3 and 45.4.",
     )
 
 
@@ -695,6 +700,7 @@ def falling_weight_decay(trial: Trial) -> Finding | None:
         knobs=_knobs(trial, "optimizer.weight_decay", "optimizer.weight_decay_end"),
         reason="Weight decay falls; a small one at the start and a larger one at the end is what improves ViTs.",
         source="main_dino.py --weight_decay and --weight_decay_end (0.04 to 0.4)",
+        seen_here="Does not hold here: 0.4 to 0.04 has 99.3 and 98.1.",
     )
 
 
@@ -724,6 +730,7 @@ def bf16_unclipped(trial: Trial) -> Finding | None:
         "at 3, and advises 0.3 to 1 for larger ViTs.",
         source="main_dino.py --clip_grad; facebookresearch/dino#58 (NaN in half precision). Without clipping the paper "
         "has trained a ViT-S too (#122)",
+        seen_here="Does not hold here, at a learning rate that is good in f32: 98.1 and 96.4.",
     )
 
 
