@@ -4,8 +4,8 @@ A rule is a function of a trial, or of a trial and the number of its training im
 It is silent where the method has not the knobs that it is about.
 
 Sources: tables, sections and appendices are of DINO (arXiv:2104.14294), help texts of its main_dino.py. k-NN accuracies
-"here" are of two seeds in experiments/README.md, where the untrained network has 36 % and DINO 99.5 and 98.8 %; steps of
-onsets are by the verdict's rules of that day.
+"here" are of two seeds in experiments/README.md, where the untrained network has 36 % and DINO 99.5 and 98.8 %; onsets
+are by the verdict's rules of that day.
 """
 
 import math
