@@ -28,6 +28,7 @@ _COLORS = {
     "finished": "green",
     "ok": "green",
     "interrupted": "yellow",
+    "stopped": "yellow",
     "warn": "yellow",
     "warning": "yellow",
     "diverged": "magenta",
@@ -98,6 +99,7 @@ def trial_table(trials: "Sequence[TrialStatus]") -> Table:
     table = Table("row", "seed", "state", "epoch", "entropy/ln K", "k-NN", "collapse", "time", box=None)
     for trial in trials:
         onset = "" if trial.onset_step is None else f" from step {trial.onset_step}"
+        before = "".join(f", {kind} {first} to {last}" for kind, first, last in trial.left)
         table.add_row(
             trial.row,
             str(trial.seed),
@@ -105,7 +107,7 @@ def trial_table(trials: "Sequence[TrialStatus]") -> Table:
             "-" if trial.epoch is None else f"{trial.epoch:.1f}/{trial.epochs}",
             "-" if trial.entropy_fraction is None else f"{trial.entropy_fraction:.2f}",
             "-" if trial.knn is None else f"{trial.knn:.1f} %",
-            "-" if trial.step is None else f"{trial.verdict}{onset}",
+            "-" if trial.step is None else f"{trial.verdict}{onset}{before}",
             "-" if trial.seconds is None else duration(trial.seconds),
         )
     return table
