@@ -97,8 +97,8 @@ def test_switches_of_the_environment_win_over_the_offline_ones(monkeypatch: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plan", "colapse"], "unknown experiment 'colapse'; did you mean 'collapse'? known: attention_heads, "),
-        (["run", "nothing-like-it"], "unknown experiment 'nothing-like-it'; known: attention_heads, "),
+        (["plan", "colapse"], "unknown experiment 'colapse'; did you mean 'collapse'? known: attention, "),
+        (["run", "nothing-like-it"], "unknown experiment 'nothing-like-it'; known: attention, "),
         (["run", "baselines"], "unknown experiment 'baselines'"),
         (["run", "collapse", "--baseline", "smke"], "unknown baseline 'smke'; did you mean 'smoke'? known: "),
         (["status", "collapse", "--set", "method.techer_temp=1"], "did you mean 'method.loss.teacher_temp'?"),

@@ -1,210 +1,354 @@
-"""explain and diagnose: what is said of a trial by its folder alone, and of logs that others wrote."""
+"""Explanations of trial folders with handmade journals, and diagnoses of logs that others wrote."""
 
-import dataclasses
 import json
 import math
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from dino_lab import explaining
 from dino_lab.core import records
-from dino_lab.core.records import COLLAPSES, VERDICTS, Record
+from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
-from dino_lab.explaining import Explanation, diagnose, diagnosis_lines, explain, explanation_lines
-from dino_lab.orchestration.folder import End, TrialFolder
+from dino_lab.explaining import Diagnosis, Evidence, Explanation, Past
+from dino_lab.lint import lint
+from dino_lab.orchestration.folder import End, TrialFolder, locked
 
 K = 128
+PERIOD = 10
+PER_EPOCH = 100
+STEPS = 300
+"""Of the run: the smoke baseline has three epochs."""
+
 # (teacher entropy, mutual information, KL), as fractions of ln K
-HEALTHY, UNIFORM, ONE_PROTOTYPE = (0.3, 0.6, 0.2), (0.999, 0.0005, 0.001), (0.001, 0.0, 0.0005)
-GEOMETRY = (records.EMBEDDING_RANK, records.EMBEDDING_STD, records.OUTPUT_RANK, records.OUTPUT_STD)
+State = tuple[float, float, float]
+HEALTHY = (0.3, 0.6, 0.2)
+UNIFORM = (0.99, 0.0005, 0.01)
+MORE_UNIFORM = (1.0, 0.0, 0.0)
+ONE_PROTOTYPE = (0.001, 0.0, 0.0005)
+SAME = (0.5, 0.005, 0.3)
 
 
-def shown(step: int, state: tuple[float, float, float], *, geometry: float = 1.0) -> Record:
+def values(state: State) -> dict[str, float]:
     entropy, information, kl = (fraction * math.log(K) for fraction in state)
-    values = {
+    return {
         records.LOSS: entropy + kl,
         records.TEACHER_ENTROPY: entropy,
         records.KL: kl,
         records.MUTUAL_INFORMATION: information,
         records.PROTOTYPES_NUMBER: float(K),
-        **dict.fromkeys(GEOMETRY, 8 * geometry),
     }
-    return Record(step, step / 100, 0.0, values)
 
 
-def journal(lab: Path, trial: Trial, made: list[Record], end: End | None = None) -> str:
-    folder = TrialFolder(lab, trial.identity)
-    folder.begin(trial)
-    for record in made:
-        folder.append(record)
-    if end:
-        folder.write_end(end)
-    return trial.identity
+def journal(*shown: State | dict[str, float], verdict: str = "none") -> list[Record]:
+    """The untrained network, then a record every ten steps."""
+    start = Record(0, 0.0, 1e9, {records.KNN: 35.0})
+    of_steps = [each if isinstance(each, dict) else values(each) for each in shown]
+    return [start] + [
+        Record(PERIOD * i, PERIOD * i / PER_EPOCH, 1e9 + i, each, verdict) for i, each in enumerate(of_steps, start=1)
+    ]
 
 
 @pytest.fixture
-def trial(smoke: Trial) -> Trial:
-    """Three epochs of a hundred steps each, by its records."""
-    return smoke
+def lab(tmp_path: Path) -> Path:
+    return tmp_path / "lab"
 
 
-def collapsed(lab: Path, trial: Trial) -> Explanation:
-    made = [Record(0, 0.0, 0.0, {records.KNN: 30.0})]
-    made += [shown(step, HEALTHY, geometry=1.0) for step in range(10, 60, 10)]
-    made += [shown(step, UNIFORM, geometry=0.5) for step in range(60, 301, 10)]
-    made[-1] = dataclasses.replace(made[-1], values=made[-1].values | {records.KNN: 25.0}, verdict="uniform")
-    said, drawn = explain(journal(lab, trial, made, End("finished", None, 1.0)), lab)
-    assert drawn == made
-    return said
+def written(trial: Trial, lab: Path, of_trial: list[Record], end: End | None = None) -> TrialFolder:
+    folder = TrialFolder(lab, trial.identity)
+    folder.begin(trial)
+    for record in of_trial:
+        folder.append(record)
+    if end:
+        folder.write_end(end)
+    return folder
 
 
-def test_a_collapse_is_told_with_its_date_and_what_crossed_which_bound(trial: Trial, tmp_path: Path) -> None:
-    said = collapsed(tmp_path, trial)
-    assert (said.kind, said.onset_step, said.onset_epoch, said.onset_percent) == ("uniform", 60, 0.6, 20)
-    assert (said.state, said.step, said.steps, said.records) == ("finished", 300, 300, 31)
-    assert said.knn == (30.0, 25.0)
-    entropy, kl = said.evidence
-    assert str(entropy) == "teacher entropy / ln K >= 0.98: 0.999 at 60, 0.999 at 300"
-    assert str(kl) == "KL / ln K <= 0.02: 0.001 at 60, 0.001 at 300"
+def explained(trial: Trial, lab: Path, of_trial: list[Record], end: End | None = None) -> Explanation:
+    written(trial, lab, of_trial, end)
+    return explaining.explain(trial.identity, lab)[0]
 
 
-def test_what_to_try_is_for_the_settings_at_hand(trial: Trial, tmp_path: Path) -> None:
-    plain = collapsed(tmp_path, trial)
-    no_sharpening = collapsed(tmp_path, trial.but({"method.loss.sharpening": False}))
-    hot = collapsed(tmp_path, trial.but({"method.loss.teacher_temp": 0.1, "method.loss.warmup_teacher_temp_epochs": 0}))
-    assert "turn sharpening on" in [each.what for each in no_sharpening.advice]
-    assert {"method.loss.sharpening": True} in [each.changes for each in no_sharpening.advice]
-    assert "no_sharpening" in [each.rule for each in no_sharpening.findings]
-    assert any(each.what.startswith("start the teacher at 0.04") for each in hot.advice)
-    assert "turn sharpening on" not in [each.what for each in (*plain.advice, *hot.advice)]
-    assert all(each.source for each in (*plain.advice, *hot.advice, *no_sharpening.advice))
+FINISHED = End("finished", None, 60.0)
 
 
-@pytest.mark.parametrize("kind", [*COLLAPSES, "diverged", "not_started"])
-def test_something_is_known_to_try_against_every_kind(kind: str, smoke: Trial) -> None:
-    from dino_lab.advice import advice_against
-
-    assert advice_against([kind])
-    for changes in advice_against([kind], smoke):
-        smoke.but(changes.changes)
-
-
-def test_what_was_left_stays_told(trial: Trial, tmp_path: Path) -> None:
-    made = [shown(10, HEALTHY)] + [shown(step, ONE_PROTOTYPE, geometry=0.5) for step in range(20, 101, 10)]
-    made += [shown(step, HEALTHY, geometry=0.5) for step in range(110, 301, 10)]
-    said, _ = explain(journal(tmp_path, trial, made), tmp_path)
-    assert said.kind == "none"
-    (past,) = said.left
-    assert (past.kind, past.first_step, past.last_step) == ("one_prototype", 20, 110)
-    assert "  was one_prototype from step 20 to 110, and left it" in explanation_lines(said)
-    assert said.state == "interrupted"
+def test_a_collapse_has_a_name_a_date_and_evidence_at_its_onset_and_at_the_end(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 24, MORE_UNIFORM), FINISHED)
+    assert (said.kind, said.onset_step, said.steps) == ("uniform", 60, STEPS)
+    assert (said.onset_epoch, said.onset_percent) == pytest.approx((0.6, 20.0))
+    assert said.title == "uniform from step 60 (epoch 0.60, 20 %)"
+    assert said.evidence == (
+        Evidence("teacher entropy / ln K", ">=", 0.98, 60, pytest.approx(0.99), 300, pytest.approx(1.0)),
+        Evidence("KL / ln K", "<=", 0.02, 60, pytest.approx(0.01), 300, pytest.approx(0.0)),
+    )
 
 
-def test_a_trial_that_stands_still_is_told_with_how_far_it_went(trial: Trial, tmp_path: Path) -> None:
-    made = [shown(step, HEALTHY, geometry=1 + step / 2000) for step in range(10, 301, 10)]
-    said, _ = explain(journal(tmp_path, trial.but({"optimizer.lr": 1e-9}), made), tmp_path)
+def test_percents_are_of_the_whole_run_also_where_it_is_not_at_its_end(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 6))
+    assert (said.state, said.step, said.steps, said.onset_percent) == ("interrupted", 110, STEPS, pytest.approx(20.0))
+
+
+def test_the_bounds_are_those_of_the_trial(smoke: Trial, lab: Path) -> None:
+    shown = journal(*[HEALTHY] * 5, *[UNIFORM] * 20)
+    assert explained(smoke.but({"collapse.uniform_entropy": 0.995}), lab, shown).kind == "constant"
+    assert explained(smoke.but({"collapse.certain_fraction": 0.9}), lab, shown).kind == "none"
+
+
+def test_no_collapse_needs_no_evidence_and_no_advice(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 30), FINISHED)
+    assert (said.kind, said.onset_step, said.onset_percent, said.evidence, said.advice, said.left) == (
+        "none",
+        None,
+        None,
+        (),
+        (),
+        (),
+    )
+    assert said.title == "no collapse"
+
+
+def test_a_collapse_that_was_left_is_told_and_advised_on(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[ONE_PROTOTYPE] * 10, *[HEALTHY] * 15), FINISHED)
+    assert (said.kind, said.left) == ("none", (Past("one_prototype", 60, 160),))
+    assert [advice.what for advice in said.advice] == ["let the centre be that of the last batch"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "what"),
+    [
+        ({"method.loss.sharpening": False}, UNIFORM, "turn sharpening on"),
+        ({"method.loss.teacher_temp": 0.1}, UNIFORM, "start the teacher at 0.04; warm it up to 0.07 at most"),
+        ({"method.operation.kind": "none"}, ONE_PROTOTYPE, "turn centring on"),
+        # a centre that follows a hundred steps behind, of three hundred
+        ({"method.operation.center_momentum": 0.99}, ONE_PROTOTYPE, "let the centre follow: 0.9"),
+        ({"method.teacher.kind": "student_copy"}, SAME, "make the teacher a moving average of the student"),
+    ],
+)
+def test_advice_follows_from_the_kind_and_the_settings(
+    smoke: Trial, lab: Path, changes: dict[str, str | float | bool], state: State, what: str
+) -> None:
+    said = explained(smoke.but(changes), lab, journal(*[HEALTHY] * 5, *[state] * 25), FINISHED)
+    assert any(advice.what.startswith(what) for advice in said.advice)
+
+
+def test_the_linter_is_asked_with_the_images_that_were_trained_on(smoke: Trial, lab: Path) -> None:
+    trial = smoke.but({"method.loss.sharpening": False})
+    folder = written(trial, lab, journal(HEALTHY))
+    assert explaining.explain(trial.identity, lab)[0].findings == tuple(lint(trial, train_images=32))
+    folder.data.write_text(json.dumps({"training": {"images": 1000}}))
+    said = explaining.explain(trial.identity, lab)[0]
+    assert said.findings == tuple(lint(trial, train_images=1000)) != tuple(lint(trial, train_images=32))
+    assert "no_sharpening" in {finding.rule for finding in said.findings}
+
+
+def test_a_trial_that_diverged_did_so_at_its_last_record(smoke: Trial, lab: Path) -> None:
+    broken = Record(57, 0.57, 1e9, {}, "diverged", 57)
+    end = End("diverged", "the loss of step 57 is not finite", 9.0)
+    said = explained(smoke.but({"optimizer.clip_grad": 0.0}), lab, [*journal(*[HEALTHY] * 5), broken], end)
+    assert (said.state, said.kind, said.onset_step, said.error) == ("diverged", "diverged", 57, end.error)
+    assert said.title == "diverged from step 57 (epoch 0.57, 19 %)"
+    assert "clip gradients at 3, or 0.3 for larger networks" in [advice.what for advice in said.advice]
+
+
+GEOMETRY = {records.EMBEDDING_RANK: 10.0, records.EMBEDDING_STD: 0.5}
+
+
+def test_a_trial_that_has_not_started_shows_how_little_has_moved(smoke: Trial, lab: Path) -> None:
+    shown = [values(HEALTHY) | GEOMETRY] * 29 + [values(HEALTHY) | {**GEOMETRY, records.EMBEDDING_STD: 0.45}]
+    said = explained(smoke.but({"optimizer.lr": 1e-7}), lab, journal(*shown), FINISHED)
+    assert (said.kind, said.onset_step) == ("not_started", 10)
+    assert said.evidence == (
+        Evidence(f"change of {records.EMBEDDING_RANK}", "<=", 0.3, 10, 0.0, 300, 0.0),
+        Evidence(f"change of {records.EMBEDDING_STD}", "<=", 0.3, 10, 0.0, 300, pytest.approx(0.1)),
+    )
+    assert [advice.what.split(" until")[0] for advice in said.advice] == ["raise optimizer.lr"]
+
+
+def test_targets_that_were_flat_from_the_start_are_evidence_too(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[UNIFORM] * 30), FINISHED)
     assert said.kind == "not_started"
-    assert {each.bound for each in said.evidence} == {0.3}
-    assert said.evidence[0].at_end == pytest.approx(1.15 / 1.005 - 1)
-    assert any("optimizer.lr" in each.what for each in said.advice)
+    assert said.evidence == (
+        Evidence("teacher entropy / ln K", ">=", 0.98, 10, pytest.approx(0.99), 300, pytest.approx(0.99)),
+    )
 
 
-def test_a_diverged_trial_is_told_so_by_how_it_ended(trial: Trial, tmp_path: Path) -> None:
-    made = [shown(10, HEALTHY), Record(15, 0.15, 0.0, {}, "diverged", 15)]
-    end = End("diverged", "the loss of step 15 is not finite", 1.0)
-    said, _ = explain(journal(tmp_path, trial, made, end), tmp_path)
-    assert (said.kind, said.onset_step) == ("diverged", 15)
-    assert "  the loss of step 15 is not finite" in explanation_lines(said)
-    assert said.advice
+def test_a_journal_that_was_judged_by_other_bounds_is_told(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25, verdict="constant"), FINISHED)
+    assert (said.kind, said.recorded) == ("uniform", "constant")
+    assert "  its journal has constant, by the bounds and rules of its day" in explaining.explanation_lines(said)
+    same = replace(said, recorded="uniform")
+    assert not any("its journal has" in line for line in explaining.explanation_lines(same))
 
 
-def test_a_trial_without_a_record_is_told_as_it_is(trial: Trial, tmp_path: Path) -> None:
-    said, drawn = explain(journal(tmp_path, trial, []), tmp_path)
-    assert (said.kind, said.steps, said.records, drawn) == ("none", None, 0, [])
-    assert explanation_lines(said)[0].endswith(VERDICTS["none"])
+def test_how_it_ended_is_told(smoke: Trial, lab: Path) -> None:
+    failed = End("failed", "Traceback\n  File\nMemoryError: too large\n", 3.0)
+    said = explained(smoke, lab, journal(HEALTHY, HEALTHY), failed)
+    lines = explaining.explanation_lines(said)
+    assert "  failed after 20 steps of 300, 3 records" in lines
+    assert "  MemoryError: too large" in lines
+    assert explained(smoke, lab, [], End("stopped", None, 3.0)).state == "stopped"
+    with locked(TrialFolder(lab, smoke.identity).lock, patience_seconds=0, busy=""):
+        written(smoke, lab, [])
+        assert explaining.explain(smoke.identity, lab)[0].state == "running"
 
 
-def test_a_trial_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no trials in"):
-        explain("abc", tmp_path)
+def test_a_trial_without_records_is_explained_as_far_as_it_is_known(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, [])
+    assert (said.state, said.records, said.step, said.steps, said.kind, said.knn) == (
+        "interrupted",
+        0,
+        0,
+        None,
+        "none",
+        None,
+    )
 
 
-def test_lines_say_verdict_evidence_linter_and_advice(trial: Trial, tmp_path: Path) -> None:
-    said = collapsed(tmp_path, trial.but({"method.operation.kind": "none"}))
-    lines = explanation_lines(said)
-    assert lines[0] == f"trial {said.trial_id}: uniform from step 60 (epoch 0.60, 20 %)"
-    assert f"  {VERDICTS['uniform']}" in lines
-    assert "evidence, by step:" in lines
-    assert any(line.startswith("  warning no_centering: ") for line in lines)
-    assert "what to try:" in lines
+def test_the_first_and_the_last_evaluation_are_told(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(HEALTHY, values(HEALTHY) | {records.KNN: 50.0}, HEALTHY))
+    assert said.knn == (35.0, 50.0)
 
 
-# ------------------------------------------------------------------------------------------- what others logged
+def test_an_unknown_trial_names_those_that_are_there(smoke: Trial, lab: Path) -> None:
+    written(smoke, lab, [])
+    with pytest.raises(ValueError, match=f"unknown trial 'nosuch'; .*{smoke.identity}"):
+        explaining.explain("nosuch", lab)
 
 
-def test_a_plateau_at_ln_65536_for_sixty_epochs_is_uniform_and_k_a_guess(tmp_path: Path) -> None:
-    """facebookresearch/dino#246."""
-    log = tmp_path / "log.txt"
-    rows = [{"train_loss": 11.0902, "train_lr": 5e-4, "train_wd": 0.04, "epoch": epoch} for epoch in range(60)]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said, drawn = diagnose(log)
-    assert (said.kind, said.onset_step, said.judged_by) == ("uniform", 0, "loss")
-    assert (said.out_dim, said.out_dim_is) == (65536, "a guess")
-    assert any("is a guess" in note for note in said.notes)
-    assert any("has not begun is there as well" in each for each in said.unknown)
-    assert len(drawn) == 60
-    known, _ = diagnose(log, out_dim=65536)
-    assert known.out_dim_is == "asked for"
-    assert not any("guess" in note for note in known.notes)
+def test_the_folder_is_not_written_to(smoke: Trial, lab: Path) -> None:
+    folder = written(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25), FINISHED)
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    explaining.explain(smoke.identity, lab)
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
 
 
-def test_a_loss_at_ln_4096_is_uniform_for_dinov2_and_dinov3(tmp_path: Path) -> None:
-    """facebookresearch/dinov2#407 and dinov3#199: 8.3178."""
-    log = tmp_path / "training_metrics.json"
-    rows = [
-        {
-            "iteration": step,
-            "total_loss": 9.0,
-            "dino_local_crops_loss": 8.3178 * 0.8,
-            "dino_global_crops_loss": 8.3178 * 0.2,
-            "koleo_loss": 0.7,
-            "lr": 1e-3,
-        }
-        for step in range(0, 3000, 10)
-    ]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said, _ = diagnose(log)
-    assert (said.kind, said.out_dim, said.out_dim_is) == ("uniform", 4096, "a guess")
+def test_all_of_it_is_json(smoke: Trial, lab: Path, tmp_path: Path) -> None:
+    said = explained(smoke.but({"method.loss.sharpening": False}), lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25))
+    plain = json.loads(json.dumps(asdict(said), allow_nan=False))
+    assert plain["evidence"][0]["at_onset"] == pytest.approx(0.99)
+    assert plain["advice"][0]["changes"] == {"method.loss.sharpening": True}
+    diagnosis = diagnosed(tmp_path, [9.0] * 5 + [math.log(4096)] * 20)
+    assert json.loads(json.dumps(asdict(diagnosis), allow_nan=False))["out_dim"] == 4096
 
 
-def test_a_loss_that_falls_from_8_to_0_05_in_an_epoch_is_one_prototype_as_far_as_a_loss_tells(tmp_path: Path) -> None:
-    """facebookresearch/dinov2#272."""
-    log = tmp_path / "log.csv"
-    losses = {step: max(0.05, 8 * math.exp(-step / 150)) for step in range(0, 2000, 10)}
-    log.write_text("step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in losses.items()))
-    said, _ = diagnose(log)
-    assert said.kind == "one_prototype"
-    assert losses[said.onset_step] <= 0.05 * 8 < losses[said.onset_step - 10]
-    assert any("count the prototypes in use" in each for each in said.unknown)
+def test_what_is_to_be_typed_can_be_typed(smoke: Trial, lab: Path) -> None:
+    for changes, state, typed in [
+        ({"method.teacher.kind": "student_copy"}, SAME, "--set method.teacher.kind=momentum"),
+        ({"method.loss.sharpening": False}, UNIFORM, "--set method.loss.sharpening=true"),
+    ]:
+        said = explained(smoke.but(changes), lab, journal(*[HEALTHY] * 5, *[state] * 25))
+        assert f"    {typed}" in explaining.explanation_lines(said)
 
 
-def test_entropies_in_a_log_are_judged_as_those_of_a_trial(tmp_path: Path) -> None:
-    log = tmp_path / "log.csv"
-    rows = [shown(step, HEALTHY if step < 60 else ONE_PROTOTYPE) for step in range(10, 310, 10)]
-    names = [records.LOSS, records.TEACHER_ENTROPY, records.KL, records.MUTUAL_INFORMATION]
-    lines = [",".join([str(row.step), *(str(row.values[name]) for name in names)]) for row in rows]
-    log.write_text("step,loss,teacher_entropy,kl,mutual_information\n" + "\n".join(lines) + "\n")
-    said, _ = diagnose(log, out_dim=K)
-    assert (said.kind, said.onset_step, said.judged_by) == ("one_prototype", 60, "targets")
-    assert said.unknown == ()
-    by_loss, _ = diagnose(log)
-    assert by_loss.judged_by == "loss"
+# ------------------------------------------------------------------------------------------------- logs of others
 
 
-def test_a_healthy_log_is_none(tmp_path: Path) -> None:
-    log = tmp_path / "log.txt"
-    rows = [{"train_loss": 10.9 - 0.079 * epoch, "train_lr": 5e-4, "epoch": epoch} for epoch in range(100)]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said, _ = diagnose(log)
-    assert (said.kind, said.onset_step, said.advice) == ("none", None, ())
-    assert diagnosis_lines(said)[0] == f"{log}: {VERDICTS['none']}"
+def diagnosed(folder: Path, losses: list[float], out_dim: int | None = None) -> Diagnosis:
+    file = folder / "log.csv"
+    file.write_text("step,loss\n" + "".join(f"{step},{loss}\n" for step, loss in enumerate(losses)))
+    return explaining.diagnose(file, out_dim=out_dim)[0]
+
+
+def said_of(parts: tuple[str, ...]) -> str:
+    return "\n".join(parts)
+
+
+def test_a_guess_is_said_to_be_one(tmp_path: Path) -> None:
+    said = diagnosed(tmp_path, [9.0] * 5 + [8.3178] * 95)
+    assert (said.kind, said.onset_step, said.out_dim, said.out_dim_is) == ("uniform", 5, 4096, "a guess")
+    assert "K = 4,096 is a guess" in said_of(said.notes)
+    assert "within 0.005 nats of ln 4,096 = 8.3178" in said_of(said.notes)
+    assert any("K = 4,096 (a guess)" in line for line in explaining.diagnosis_lines(said))
+
+
+def test_a_k_that_the_plateau_speaks_against_is_questioned(tmp_path: Path) -> None:
+    # facebookresearch/dinov2#407, asked with the reference's K
+    said = diagnosed(tmp_path, [9.0] * 5 + [8.3178] * 95, out_dim=65536)
+    assert (said.kind, said.out_dim_is) == ("none", "asked for")
+    assert "of ln 4,096 = 8.3178, and not at ln 65,536 = 11.0904: is K = 65,536 right?" in said_of(said.notes)
+    assert not diagnosed(tmp_path, [9.0] * 5 + [8.3178] * 95, out_dim=4096).notes
+
+
+def test_a_loss_at_ln_k_from_the_first_record_on_may_be_one_that_never_began(tmp_path: Path) -> None:
+    from_first = diagnosed(tmp_path, [11.0902] * 60)
+    assert from_first.kind == "uniform"
+    assert "a student that has not begun is there as well" in said_of(from_first.unknown)
+    later = diagnosed(tmp_path, [9.0] * 5 + [11.0902] * 60)
+    assert later.kind == "uniform"
+    assert "has not begun" not in said_of(later.unknown)
+    assert "log teacher entropy and KL apart" in said_of(later.unknown)
+
+
+def test_what_a_loss_alone_cannot_tell_depends_on_what_it_looks_like(tmp_path: Path) -> None:
+    low = diagnosed(tmp_path, [8.0] * 5 + [0.05] * 20)
+    assert low.kind == "one_prototype"
+    assert "on two or three, or on one for each image" in said_of(low.unknown)
+    assert "compared with the highest" in said_of(low.notes)
+    healthy = diagnosed(tmp_path, [9.0 - i / 10 for i in range(50)])
+    assert "same for all images but wander" in said_of(healthy.unknown)
+    assert "near ln K, without K" in said_of(healthy.unknown)
+    assert not healthy.advice
+    still = diagnosed(tmp_path, [5.0] * 20)
+    assert (still.kind, still.onset_percent) == ("not_started", 0)
+    assert still.evidence[0].at_end == 0
+    assert still.unknown
+
+
+def targets_log(folder: Path, states: list[State], columns: str = "step,teacher_entropy,mutual_information,kl") -> Path:
+    file = folder / "log.csv"
+    rows = [[10 * i, *(part * math.log(K) for part in state)] for i, state in enumerate(states)]
+    file.write_text("\n".join([columns, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return file
+
+
+def test_a_log_with_targets_is_judged_as_a_trial_is(tmp_path: Path) -> None:
+    said, shown = explaining.diagnose(targets_log(tmp_path, [HEALTHY] * 10 + [SAME] * 90), out_dim=K)
+    assert (said.judged_by, said.kind, said.onset_step, said.unknown) == ("targets", "constant", 100, ())
+    assert said.evidence == (
+        Evidence("mutual information / ln K", "<=", 0.01, 100, pytest.approx(0.005), 990, pytest.approx(0.005)),
+    )
+    assert shown[0].values[records.PROTOTYPES_NUMBER] == K
+    short, _ = explaining.diagnose(targets_log(tmp_path, [HEALTHY] * 96 + [SAME] * 4), out_dim=K)
+    assert short.kind == "none"  # for less than a twentieth
+
+
+def test_a_log_with_targets_but_without_k_or_information_is_judged_by_its_loss(tmp_path: Path) -> None:
+    states = [HEALTHY] * 10 + [SAME] * 90
+    assert explaining.diagnose(targets_log(tmp_path, states))[0].judged_by == "loss"
+    file = targets_log(tmp_path, states, "step,teacher_entropy,other,kl")
+    assert explaining.diagnose(file, out_dim=K)[0].judged_by == "loss"
+
+
+def test_k_may_stand_in_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "log.csv"
+    file.write_text("step,loss,out_dim\n" + "".join(f"{i},{math.log(128)},128\n" for i in range(10)))
+    said, _ = explaining.diagnose(file)
+    assert (said.out_dim, said.out_dim_is, said.kind) == (128, "in the log", "uniform")
+    file.write_text("step,loss,out_dim\n0,1.0,1\n")
+    with pytest.raises(ValueError, match="K = 1: must be 2 or more"):
+        explaining.diagnose(file)
+
+
+def test_entropies_that_are_more_than_ln_k_are_questioned(tmp_path: Path) -> None:
+    bits = [tuple(part / math.log(2) for part in HEALTHY[:2]) + (0.1,), (1 / math.log(2), 0.0, 0.0)]
+    said, _ = explaining.diagnose(targets_log(tmp_path, bits * 5), out_dim=K)
+    assert "exceeds ln 128: it must be in nats, and K right" in said_of(said.notes)
+
+
+@pytest.mark.parametrize("column", ["total_loss", "dino_global_crops_loss"])
+def test_what_is_not_finite_is_told_by_its_column(tmp_path: Path, column: str) -> None:
+    row = {"dino_local_crops_loss": 10.5, "dino_global_crops_loss": 1.31, "total_loss": 15.0, column: math.inf}
+    file = tmp_path / "training_metrics.json"
+    file.write_text("".join(json.dumps({"iteration": i} | row) + "\n" for i in range(0, 60, 10)))
+    said, _ = explaining.diagnose(file)
+    assert (said.kind, said.onset_step) == ("diverged", 0)
+    assert f"not finite: {column} = inf, from iteration 0 to 50" in said_of(said.notes)
+    assert ("KoLeo" in said_of(said.notes).partition("not finite")[2]) == (column == "total_loss")
+
+
+def test_what_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "log.txt"
+    file.write_text("".join(json.dumps({"train_loss": 9.0 - i, "train_wd": 0.1, "epoch": i}) + "\n" for i in range(5)))
+    lines = explaining.diagnosis_lines(explaining.diagnose(file)[0])
+    assert lines[-2:] == ["read: train_loss as train/loss, epoch as epoch", "not used: train_wd"]

@@ -125,11 +125,11 @@ def test_targets_are_kept_from_the_verdict_which_would_call_a_good_teacher_unifo
     logits = torch.zeros(100)
     logits[0] = math.log(0.901 / 0.001)
     probs = (logits / 4.0).softmax(dim=0)
-    values = {records.TEACHER_ENTROPY: -float((probs * probs.log()).sum()), records.KL: 0.0}
-    values[records.MARGINAL_ENTROPY] = math.log(100)
-    bounds = Collapse(certain_steps=0)
-    assert Verdict().after(1, values, out_dim=100, bounds=bounds).kind == "uniform"
-    assert Verdict().after(1, values, out_dim=None, bounds=bounds).kind == "none"
+    values = {records.LOSS: 1.0, records.TEACHER_ENTROPY: -float((probs * probs.log()).sum()), records.KL: 0.0}
+    bounds, before = Collapse(certain_steps=0), Verdict(has_moved=True, has_been_sharp=True)
+    targets = {records.PROTOTYPES_NUMBER: 100.0, records.MUTUAL_INFORMATION: 0.05}
+    assert before.after(1, values | targets, bounds=bounds).kind == "uniform"
+    assert before.after(1, values, bounds=bounds).kind == "none"
 
 
 # -------------------------------------------------------------------------------------------------- the teacher
