@@ -331,7 +331,7 @@ def test_k_may_stand_in_the_log(tmp_path: Path) -> None:
 
 
 def test_entropies_that_are_more_than_ln_k_are_questioned(tmp_path: Path) -> None:
-    bits = [tuple(part / math.log(2) for part in HEALTHY[:2]) + (0.1,), (1 / math.log(2), 0.0, 0.0)]
+    bits = [(*(part / math.log(2) for part in HEALTHY[:2]), 0.1), (1 / math.log(2), 0.0, 0.0)]
     said, _ = explaining.diagnose(targets_log(tmp_path, bits * 5), out_dim=K)
     assert "exceeds ln 128: it must be in nats, and K right" in said_of(said.notes)
 
