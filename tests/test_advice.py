@@ -5,7 +5,8 @@ from typing import Any, get_args
 import pytest
 
 from dino_lab.advice import REMEDIES, advice_against
-from dino_lab.core.diagnostics.collapse import COLLAPSES, Kind
+from dino_lab.core.diagnostics.collapse import Kind
+from dino_lab.core.records import COLLAPSES
 from dino_lab.core.settings import Knob
 from dino_lab.core.trial import Trial
 
