@@ -52,7 +52,7 @@ def trial_curves(records: Sequence[Record], *, title: str, onset_step: int | Non
         axes.set_ylabel("value" if prototypes is None else f"fraction of ln {prototypes:.0f}")
         low, high = axes.dataLim.intervaly
         # Room above ln K, where a line would lie on the edge.
-        low, high = min(0.0, low), max(1.05 if prototypes else 0.0, 1.05 * high)
+        low, high = min(0.0, low), max(1.05 if prototypes else 0.0, 1.05 * high) or 1.0
         axes.set_ylim(low, high)
         if any(_shows(each, names.KNN) for each in records):
             knn = axes.twinx()

@@ -173,6 +173,19 @@ def test_targets_that_were_flat_from_the_start_are_evidence_too(smoke: Trial, la
     )
 
 
+def test_what_has_moved_is_no_evidence_that_nothing_has(smoke: Trial, lab: Path) -> None:
+    moves = [values(UNIFORM) | {**GEOMETRY, records.EMBEDDING_RANK: 10.0 + 5 * i} for i in range(30)]
+    said = explained(smoke, lab, journal(*moves), FINISHED)
+    assert said.kind == "not_started"
+    assert [each.signal for each in said.evidence] == ["teacher entropy / ln K"]
+
+
+def test_evidence_is_of_the_collapse_and_not_of_what_looked_like_it_before(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 3, *[UNIFORM] * 2, *[HEALTHY] * 3, *[UNIFORM] * 22), FINISHED)
+    assert said.onset_step == 90
+    assert {each.onset_step for each in said.evidence} == {90}
+
+
 def test_a_journal_that_was_judged_by_other_bounds_is_told(smoke: Trial, lab: Path) -> None:
     said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25, verdict="constant"), FINISHED)
     assert (said.kind, said.recorded) == ("uniform", "constant")

@@ -37,6 +37,27 @@ def test_entropies_are_drawn_as_fractions_of_ln_k_and_the_onset_as_a_line():
     assert figure.axes[0].get_title(loc="left") == "trial"
 
 
+def test_an_onset_at_the_first_step_is_marked_too():
+    lines, _ = drawn([of_targets(step) for step in (0, 10)], onset_step=0)
+    assert list(lines["onset"].get_xdata()) == [0, 0]
+
+
+def test_knn_is_in_percent_on_the_same_lines_as_the_fractions():
+    _, figure = drawn([of_targets(step) for step in (10, 20)])
+    left, right = figure.axes
+    assert right.get_ylim() == pytest.approx([100 * limit for limit in left.get_ylim()])
+    assert left.get_ylim()[1] > 1.01  # where all of it is ln K, the line is not on the edge
+
+
+@pytest.mark.parametrize("losses", [(9.0, math.nan, 8.0), (9.0, math.inf, math.inf), (math.nan, math.nan, math.nan)])
+def test_what_is_not_finite_is_a_gap(losses):
+    made = [Record(step, math.nan, math.nan, {names.LOSS: loss}) for step, loss in enumerate(losses)]
+    lines, figure = drawn(made, onset_step=1)
+    assert list(lines["loss"].get_ydata()) == pytest.approx(losses, nan_ok=True)
+    assert all(map(math.isfinite, figure.axes[0].get_ylim()))
+    assert figures.render(figure, "png")
+
+
 def test_without_a_collapse_there_is_no_onset():
     assert "onset" not in drawn([of_targets(step) for step in (10, 20)])[0]
 
