@@ -48,6 +48,11 @@ CASES: list[tuple[str, Changes, Changes]] = [
         {"method.loss.teacher_temp": 0.07, "method.loss.warmup_teacher_temp": 0.06, **WARM},
     ),
     ("hot_teacher", {"method.loss.teacher_temp": 0.071, **WARM}, {"method.loss.teacher_temp": 0.07, **WARM}),
+    (
+        "hot_teacher",
+        {"method.loss.teacher_temp": 0.08, "method.loss.warmup_teacher_temp": 0.06, **WARM},
+        {"method.loss.teacher_temp": 0.08, "method.loss.warmup_teacher_temp": 0.061, **WARM},
+    ),
     ("cold_teacher", {"method.loss.teacher_temp": 0.02}, {"method.loss.teacher_temp": 0.021}),
     (
         "unused_warmup_temp",
@@ -69,6 +74,11 @@ CASES: list[tuple[str, Changes, Changes]] = [
     ("soft_student", {"method.loss.student_temp": 0.2}, {"method.loss.student_temp": 0.19}),
     ("no_centering", {"method.operation.kind": "none"}, {"method.operation.center_momentum": 0.0}),
     ("no_centering", {"method.operation.kind": "none"}, {"method.operation.kind": "softmax_batch"}),
+    (
+        "no_centering",
+        {"method.operation.kind": "none"},
+        {"method.operation.kind": "none", "method.loss.kind": "mse"},
+    ),
     ("slow_center", {"method.operation.center_momentum": 0.999}, {"method.operation.center_momentum": 0.998}),
     ("slow_center", {"method.operation.center_momentum": 1.0}, {"method.operation.center_momentum": 0.9}),
     ("center_behind_run", {"method.operation.center_momentum": 0.981}, {"method.operation.center_momentum": 0.98}),
@@ -215,6 +225,11 @@ def test_without_a_number_of_images_nothing_is_said_of_the_run() -> None:
     slow = _teacher(1.0) | {"method.operation.center_momentum": 0.99, "method.head.out_dim": 100_000}
     assert {"teacher_behind_run", "center_behind_run", "many_prototypes"} <= found(slow).keys()
     assert not found(slow, None)
+
+
+def test_fewer_images_than_a_batch_make_no_step() -> None:
+    assert "many_prototypes" in found({}, 16)
+    assert not found({}, 15)
 
 
 def test_a_slow_center_is_found_once() -> None:
