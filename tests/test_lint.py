@@ -94,6 +94,7 @@ CASES: list[tuple[str, Changes, Changes]] = [
         {"accumulation_steps": 2},
     ),
     ("few_targets_evened", SWAV | {"method.prototypes_number": 513}, SWAV),
+    ("few_targets_evened", SWAV | {"accumulation_steps": 2}, SWAV | {"accumulation_steps": 1}),
     (
         "few_targets_evened",
         SWAV | {"method.prototypes_number": 545, "method.queue_size": 1, "method.queue_start_epochs": 1.0},
@@ -163,11 +164,17 @@ CASES: list[tuple[str, Changes, Changes]] = [
     ("teacher_behind_run", _teacher(0.9921), _teacher(0.992)),
     ("teacher_behind_run", _teacher(1.0), {"method.teacher.kind": "previous_epoch"}),
     ("teacher_halts", _teacher(0.98, 1.0), _teacher(0.98, 0.999)),
+    ("teacher_halts", _teacher(0.98, 1.0), _teacher(1.0)),
     ("teacher_halts", _teacher(0.98, 1.0) | {"epochs": 8}, _teacher(0.98, 1.0) | {"epochs": 9}),
     ("small_batch_momentum", {"epochs": 32}, {"epochs": 31}),
     ("small_batch_momentum", {"epochs": 32} | _teacher(0.9994), {"epochs": 32} | _teacher(0.9995)),
     ("small_batch_momentum", {"epochs": 600, "batch_size": 256}, {"epochs": 600, "batch_size": 257}),
     ("many_prototypes", {"method.head.out_dim": 4001}, {"method.head.out_dim": 4000}),
+    (
+        "many_prototypes",
+        {"method.head.out_dim": 4001},
+        {"method.head.out_dim": 4001, "method.loss.kind": "mse"},
+    ),
     ("many_prototypes", SWAV | {"method.prototypes_number": 4001}, SWAV | {"method.prototypes_number": 4000}),
     (
         "long_queue",
@@ -225,6 +232,12 @@ def test_without_a_number_of_images_nothing_is_said_of_the_run() -> None:
     slow = _teacher(1.0) | {"method.operation.center_momentum": 0.99, "method.head.out_dim": 100_000}
     assert {"teacher_behind_run", "center_behind_run", "many_prototypes"} <= found(slow).keys()
     assert not found(slow, None)
+
+
+@pytest.mark.parametrize(("held", "part"), [(1.1, "more than half"), (2.0, "all")])
+def test_a_layer_that_is_held_throughout_is_told_from_one_held_for_long(held: float, part: str) -> None:
+    reason = found({"method.head.freeze_last_layer_epochs": held})["last_layer_held"].reason
+    assert f"held for {held:g} of 2 epochs, {part} of the run" in reason
 
 
 def test_fewer_images_than_a_batch_make_no_step() -> None:
