@@ -26,7 +26,7 @@ class Attended:
     maps: Float[np.ndarray, "R P"]
     """The best head's attention, or where nothing is marked in images the mean over heads."""
     jaccards: Float[np.ndarray, "R"] | None
-    """Of that head with the objects of each image that is shown, in percent."""
+    """Of that head with the objects of each image that is shown, in percent; NaN without an object."""
     mean_jaccard: float | None
     """Over all images that are evaluated."""
 
@@ -64,7 +64,8 @@ class ClassMeans:
 def attention(slide: Slide) -> Figure:
     """A row for each image: itself, then what each network attends to, with the object's border and the Jaccard index.
 
-    A map is drawn from none to its own largest. Above a column is the mean index over all images that are evaluated.
+    A map is drawn from none to its own largest. Above a column is the mean index over all images that are evaluated,
+    or that the map is a mean of heads, as no objects are marked.
     """
     rows, columns = len(slide.images), 1 + len(slide.networks)
     with style.context(STYLE):
@@ -78,11 +79,12 @@ def attention(slide: Slide) -> Figure:
                 _show(axes, network.maps[row].reshape(side, side), cmap="inferno", vmin=0, extent=_extent(image))
                 _outline(axes, slide, row)
                 if network.jaccards is not None:
-                    axes.set_xlabel(f"{network.jaccards[row]:.0f} %", labelpad=1)
+                    percent = network.jaccards[row]
+                    axes.set_xlabel("no object" if math.isnan(percent) else f"{percent:.0f} %", labelpad=1)
         grid[0, 0].set_title("image", loc="center")
         for axes, network in zip(grid[0, 1:], slide.networks, strict=True):
-            mean = "" if network.mean_jaccard is None else f"\n{network.mean_jaccard:.1f} %"
-            axes.set_title("\n".join(network.name.split(" ")) + mean, loc="center")
+            told = "mean of heads" if network.mean_jaccard is None else f"{network.mean_jaccard:.1f} %"
+            axes.set_title("\n".join([*network.name.split(" "), told]), loc="center")
     return figure
 
 

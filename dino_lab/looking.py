@@ -19,6 +19,9 @@ from dino_lab.core.data.crops import MEAN, STD
 from dino_lab.core.data.images import ImageSet
 from dino_lab.core.evals.attention import jaccard, patches_of_mass, whole_masks
 from dino_lab.core.evaluation import opened
+from dino_lab.core.methods.mae import MAE
+from dino_lab.core.methods.masked import Masked
+from dino_lab.core.methods.patches import PatchMean
 from dino_lab.core.networks.backbone import BackboneNetwork, VisionTransformer
 from dino_lab.core.networks.head import BottleneckHeadSettings
 from dino_lab.core.networks.weights import Weights, load_weights, weights_in
@@ -42,11 +45,15 @@ def attention(trial_ids: Sequence[str], lab: Path, *, rows: int = 6) -> Slide:
     for trial in trials:
         if not trial.backbone.has_tokens:
             raise ValueError(f"trial {trial.identity}: backbone.name = {trial.backbone.name!r} has no CLS token")
+        if isinstance(trial.method, MAE | Masked):
+            raise ValueError(f"trial {trial.identity}: method.kind = {trial.method.kind!r} trains no CLS token")
         if trial.judged != first.judged or trial.crops.global_crops_size != first.crops.global_crops_size:
             raise ValueError(f"trial {trial.identity}: is judged by other images than trial {first.identity}")
     images = _evaluated(first, lab)
     size = first.crops.global_crops_size
-    crops = torch.cat(list(Wholes(images, size).load(loader_workers=0)))
+    if images.masks is None:
+        images = images.subset(np.arange(min(rows, len(images))))  # no others are judged
+    crops = _crops(images, size)
     masks = None if images.masks is None else whole_masks(images.masks[torch.from_numpy(images.places)], size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(first.seed)
@@ -60,25 +67,29 @@ def prototypes(trial_id: str, lab: Path, *, number: int = 8, nearest: int = 6) -
     """The prototypes that most images choose, most chosen first; fewer if fewer are chosen.
 
     Raises:
-        ValueError: the trial is not there, has no checkpoint, or no head with prototypes.
+        ValueError: the trial is not there, has no checkpoint, or no head with prototypes of images.
     """
     trial = find_trial(trial_id, lab)
     settings = getattr(trial.method, "head", None)
     if not isinstance(settings, BottleneckHeadSettings):
         raise ValueError(f"trial {trial_id}: method.kind = {trial.method.kind!r} has no head with prototypes")
+    if isinstance(trial.method, Masked):
+        raise ValueError(f"trial {trial_id}: method.kind = 'masked' has prototypes of patches, not of images")
     weights, backbone = _weights(trial, lab), _backbone(trial, lab)
     head = settings.build(backbone.embed_dim)
     load_weights(head, weights.head, source=f"the checkpoint of trial {trial_id}")
-    images = _evaluated(trial, lab)
-    crops = torch.cat(list(Wholes(images, trial.crops.global_crops_size).load(loader_workers=0)))
+    images, size = _evaluated(trial, lab), trial.crops.global_crops_size
     with torch.inference_mode():
-        logits = head(_features(backbone, crops))
-    logits = logits if weights.center is None else logits - weights.center
+        logits = head.eval()(_features(backbone, images, size))
+    if weights.center is not None and weights.role == "teacher":  # a student's logits are not centred
+        logits = logits - weights.center
     counts = torch.bincount(logits.argmax(dim=-1), minlength=logits.shape[1])
     chosen = [int(each) for each in counts.argsort(descending=True)[:number] if counts[each]]
+    nearest = min(nearest, len(logits))
+    places = {each: logits[:, each].topk(nearest).indices.numpy() for each in chosen}
     return [
-        Prototype(each, float(counts[each]) / len(logits), _pixels(crops[logits[:, each].topk(nearest).indices]))
-        for each in chosen
+        Prototype(each, float(counts[each]) / len(logits), _pixels(_crops(images.subset(near), size)))
+        for each, near in places.items()
     ]
 
 
@@ -92,8 +103,12 @@ def class_means(trial_id: str, lab: Path) -> ClassMeans:
     images = _evaluated(trial, lab)
     if not images.labels:
         raise ValueError(f"trial {trial_id}: its images have no labels")
-    crops = torch.cat(list(Wholes(images, trial.crops.global_crops_size).load(loader_workers=0)))
-    features = nn.functional.normalize(_features(_backbone(trial, lab), crops), dim=-1)
+    backbone = _backbone(trial, lab)
+    judged: nn.Module = backbone
+    if isinstance(trial.method, MAE | Masked):  # judged by the mean of the patches, which are what it trains
+        assert isinstance(backbone, VisionTransformer)
+        judged = PatchMean(backbone)
+    features = nn.functional.normalize(_features(judged, images, trial.crops.global_crops_size), dim=-1)
     centered = features - features.mean(dim=0)
     _, spread, directions = torch.linalg.svd(centered, full_matrices=False)
     points = centered @ directions[:2].T
@@ -124,10 +139,15 @@ def _backbone(trial: Trial, lab: Path) -> BackboneNetwork:
     return backbone
 
 
+def _crops(images: ImageSet, size: int) -> Float[Tensor, "N 3 size size"]:
+    return torch.cat(list(Wholes(images, size).load(loader_workers=0)))
+
+
 @torch.inference_mode()
-def _features(backbone: BackboneNetwork, crops: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N D"]:
-    backbone.eval()
-    return torch.cat([backbone(part) for part in crops.split(256)])
+def _features(network: nn.Module, images: ImageSet, size: int) -> Float[Tensor, "N D"]:
+    """Some hundreds of images at a time: all of ImageNet's would need 30 GB."""
+    network.eval()
+    return torch.cat([network(part) for part in Wholes(images, size).load(loader_workers=0)])
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from dino_lab.asking import find_trial
 from dino_lab.core.data.batches import Wholes
 from dino_lab.core.evals.attention import Attention, whole_masks
 from dino_lab.core.trainer import CHECKPOINT, train
@@ -112,6 +113,71 @@ def test_classes_lie_in_the_plane_of_the_two_largest_components(of_dino: str, sm
     assert found.names == images.classes["class"]
     of_first = found.points[images.labels["class"].numpy() == 0]
     np.testing.assert_allclose(found.means[0], of_first.mean(axis=0), atol=1e-5)
+
+
+def test_what_trains_patches_lies_where_the_mean_of_its_patches_does(smoke: Trial, tmp_path: Path) -> None:
+    trial = smoke.but({"method.kind": "masked", "crops.local_crops_number": 0})
+    masked = trained(tmp_path, trial)
+    found = class_means(masked, tmp_path)
+    crops = torch.cat(list(Wholes(smoke.data.build("test", data_dir(tmp_path)), 16).load(loader_workers=0)))
+    with torch.no_grad():
+        backbone = _backbone(find_trial(masked, tmp_path), tmp_path).eval()
+        features = F.normalize(backbone.encode(backbone.tokens(crops))[:, 1:].mean(dim=1), dim=-1)
+    spread = torch.linalg.svdvals(features - features.mean(dim=0)) ** 2
+    assert found.explained == pytest.approx(float(spread[:2].sum() / spread.sum()), rel=1e-3)
+    with pytest.raises(ValueError, match=r"method\.kind = 'masked' trains no CLS token"):
+        attention([masked], tmp_path)
+    with pytest.raises(ValueError, match="has prototypes of patches, not of images"):
+        prototypes(masked, tmp_path)
+
+
+def test_logits_of_a_student_that_is_judged_are_not_centred(of_dino: str, smoke: Trial, tmp_path: Path) -> None:
+    student = trained(
+        tmp_path, smoke.but({"method.teacher.kind": "frozen", "method.teacher.checkpoint": of_dino, "seed": 1})
+    )
+    path = tmp_path / "trials" / student / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    assert state["judged"] == "student"
+    before = prototypes(student, tmp_path)
+    state["method"]["center"][before[0].number] += 100
+    torch.save(state, path)
+    assert [each.number for each in prototypes(student, tmp_path)] == [each.number for each in before]
+
+
+def test_where_no_objects_are_marked_the_mean_of_heads_is_shown_without_an_index(smoke: Trial, tmp_path: Path) -> None:
+    trial = smoke.but({"data": {"kind": "digits"}, "backbone.num_heads": 2})
+    slide = attention([trained(tmp_path, trial)], tmp_path, rows=3)
+    assert slide.masks is None
+    assert slide.images.shape == (3, 16, 16, 3)
+    assert {(each.jaccards, each.mean_jaccard) for each in slide.networks} == {(None, None)}
+    images = trial.data.build("test", data_dir(tmp_path))
+    crops = next(iter(Wholes(images, 16).load(loader_workers=0)))[:3]
+    with torch.no_grad():
+        seen = _backbone(trial.but({"epochs": 1}), tmp_path).eval().look(crops, blocks_number=1).attention
+    assert seen.shape[1] == 2
+    np.testing.assert_allclose(slide.networks[1].maps, seen.mean(dim=1), atol=1e-6)
+
+
+def test_a_head_with_batch_normalisation_is_as_in_use(smoke: Trial, tmp_path: Path) -> None:
+    trial = smoke.but({"method.head.batch_norm": True})
+    found = prototypes(trained(tmp_path, trial), tmp_path)
+    trial = trial.but({"epochs": 1})
+    state = torch.load(tmp_path / "trials" / trial.identity / CHECKPOINT, weights_only=True)["method"]
+    head = trial.method.head.build(trial.backbone.embed_dim).eval()
+    prefix = "teacher.network.head."
+    head.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    crops = torch.cat(list(Wholes(smoke.data.build("test", data_dir(tmp_path)), 16).load(loader_workers=0)))
+    with torch.no_grad():
+        logits = head(_backbone(trial, tmp_path).eval()(crops)) - state["center"]
+    counts = torch.bincount(logits.argmax(dim=-1), minlength=logits.shape[1])
+    assert {each.number: each.share for each in found} == pytest.approx(
+        {each.number: int(counts[each.number]) / len(crops) for each in found}
+    )
+
+
+def test_of_fewer_images_than_are_to_be_shown_all_are(smoke: Trial, tmp_path: Path) -> None:
+    few = trained(tmp_path, smoke.but({"data.test_images": 4}))
+    assert {len(each.nearest) for each in prototypes(few, tmp_path)} == {4}
 
 
 def test_what_cannot_be_looked_at_is_refused(smoke: Trial, of_dino: str, tmp_path: Path) -> None:

@@ -254,7 +254,8 @@ class _Mirrored:
                     timestamp=int(path.stat().st_mtime * 1000),
                     synchronous=True,
                 )
-            tags["dino_lab.pictured_step"] = str(step)
+            # At once, or a failure at a later one would send this one again.
+            self._send(client, {"dino_lab.pictured_step": str(step)}, [])
         if end and end.error:
             tags["dino_lab.error"] = end.error[-_ERROR_LENGTH:]
         if self._tags["dino_lab.verdict"] in COLLAPSES:

@@ -29,13 +29,21 @@ def test_each_network_has_a_column_with_its_index_and_each_image_a_row():
 
 def test_without_masks_there_is_neither_border_nor_index():
     figure = looks.attention(Slide(IMAGES, None, (network("dino abc", None),)))
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["image", "dino\nabc"]
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["image", "dino\nabc\nmean of heads"]
+    assert not any(axes.get_xlabel() for axes in figure.axes)
     assert not any(axes.collections for axes in figure.axes)
 
 
 def test_an_image_that_is_all_object_has_no_border():
     figure = looks.attention(Slide(IMAGES, np.ones_like(MASKS), (network("dino abc", 50.0),)))
     assert not any(axes.collections for axes in figure.axes)
+
+
+def test_an_image_without_an_object_has_no_index():
+    masks = np.concatenate([MASKS[:1], np.zeros_like(MASKS[:1])])
+    attended = Attended("dino abc", network("", None).maps, np.array([40.0, np.nan]), 40.0)
+    figure = looks.attention(Slide(IMAGES, masks, (attended,)))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "40 %", "", "no object"]
 
 
 def test_prototypes_are_rows_with_their_share():

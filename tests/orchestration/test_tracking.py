@@ -147,6 +147,22 @@ def test_pictures_are_logged_each_once_with_their_steps_also_by_a_later_driver(l
     assert pictures_of(lab, other) == []
 
 
+def test_pictures_that_were_sent_before_a_failure_are_not_sent_again(lab: Path) -> None:
+    folder = train_some(lab, ROWS[0], range(2))
+    (folder.path / "pictures").mkdir()
+    for step in (0, 20):
+        Image.new("RGB", (8, 4)).save(folder.path / "pictures" / f"attention-{step}.png")
+    third = folder.path / "pictures" / "attention-40.png"
+    third.write_bytes(b"no picture")
+    mirror = Mirror(lab, SWEEP)
+    mirror.catch_up()
+    assert "attention-40.png" in mirror.error
+    Image.new("RGB", (8, 4)).save(third)
+    Mirror(lab, SWEEP).catch_up()
+    _, child, *_ = runs_of(lab)
+    assert [path.split("+")[2] for path in pictures_of(lab, child)] == ["0", "20", "40"]
+
+
 def test_only_a_collapse_colours_a_run(lab: Path) -> None:
     train_some(lab, ROWS[0], range(2), "not_started")
     train_some(lab, ROWS[1], range(2), "few_prototypes")
