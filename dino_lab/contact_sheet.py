@@ -1,12 +1,11 @@
 """A contact sheet: images, and beside each the crops that student and teacher would see of it."""
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dino_lab.core.data.crops import MEAN, STD, Crops, multi_crop
+from dino_lab.core.data.crops import Crops, as_pixels, multi_crop
 from dino_lab.core.data.images import ImageSet
 
 _SIDE = 112
@@ -53,6 +52,5 @@ def _thumbnail(picture: UInt8[Tensor, "H W 3"]) -> Image.Image:
 
 
 def _picture(crop: Float[Tensor, "3 S S"], side: int) -> Image.Image:
-    pixels = crop * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    image = Image.fromarray((pixels.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    image = Image.fromarray(as_pixels(crop[None])[0].numpy())
     return image.resize((side, side), Image.Resampling.NEAREST if side > image.width else Image.Resampling.LANCZOS)

@@ -15,7 +15,7 @@ from analysis.looks import Attended, ClassMeans, Prototype, Slide
 from dino_lab.asking import find_trial
 from dino_lab.core.checkpoint import load
 from dino_lab.core.data.batches import Wholes
-from dino_lab.core.data.crops import MEAN, STD
+from dino_lab.core.data.crops import as_pixels
 from dino_lab.core.data.images import ImageSet
 from dino_lab.core.evals.attention import jaccard, patches_of_mass, whole_masks
 from dino_lab.core.evaluation import opened
@@ -60,7 +60,7 @@ def attention(trial_ids: Sequence[str], lab: Path, *, rows: int = 6) -> Slide:
         networks: list[tuple[str, BackboneNetwork]] = [("untrained", first.backbone.build(size))]
     networks += [(f"{trial.method.kind} {trial.identity}", _backbone(trial, lab)) for trial in trials]
     seen = [_attended(name, network, crops, masks, rows) for name, network in networks]
-    return Slide(_pixels(crops[:rows]), None if masks is None else masks[:rows].numpy(), tuple(seen))
+    return Slide(as_pixels(crops[:rows]).numpy(), None if masks is None else masks[:rows].numpy(), tuple(seen))
 
 
 def prototypes(trial_id: str, lab: Path, *, number: int = 8, nearest: int = 6) -> list[Prototype]:
@@ -88,7 +88,7 @@ def prototypes(trial_id: str, lab: Path, *, number: int = 8, nearest: int = 6) -
     nearest = min(nearest, len(logits))
     places = {each: logits[:, each].topk(nearest).indices.numpy() for each in chosen}
     return [
-        Prototype(each, float(counts[each]) / len(logits), _pixels(_crops(images.subset(near), size)))
+        Prototype(each, float(counts[each]) / len(logits), as_pixels(_crops(images.subset(near), size)).numpy())
         for each, near in places.items()
     ]
 
@@ -169,8 +169,3 @@ def _attended(
     shown = maps[torch.arange(len(maps)), best]
     overall = 100 * float(jaccard(marked, masks).nanmean())
     return Attended(name, shown[:rows].numpy(), 100 * by_head.amax(dim=1)[:rows].numpy(), overall)
-
-
-def _pixels(crops: Float[Tensor, "n 3 S S"]) -> UInt8[np.ndarray, "n S S 3"]:
-    pixels = crops * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
-    return pixels.clamp(0, 1).mul(255).round().byte().movedim(1, -1).numpy()

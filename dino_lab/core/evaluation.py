@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dino_lab.core import checkpoint, records
 from dino_lab.core.data.batches import Wholes
-from dino_lab.core.data.crops import MEAN, STD
+from dino_lab.core.data.crops import as_pixels
 from dino_lab.core.data.images import ImageSet
 from dino_lab.core.data.source import Split
 from dino_lab.core.diagnostics import signals
@@ -43,7 +43,7 @@ def opened(trial: Trial, data_dir: Path) -> "tuple[ImageSet, Evaluation]":
 
 
 @dataclass(frozen=True)
-class Seen:
+class Extracted:
     """What one network shows of the images of one split, on the host; of what is asked for, each made once."""
 
     features: Float[Tensor, "N D"]
@@ -107,13 +107,11 @@ class Evaluation:
         seen = self._seen({first: network}, shown, self.size, frozenset({"attention"}))[first]
         assert seen.attention is not None
         crops = torch.cat(list(Wholes(shown, self.size).load(loader_workers=0)))
-        pixels = (crops * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)).clamp(0, 1).mul(255)
         (workdir / PICTURES).mkdir(exist_ok=True)
         with checkpoint.replacing(workdir / PICTURES / f"attention-{step}.png") as file:
-            drawn = heads(pixels.round().byte().movedim(1, -1), seen.attention)
-            Image.fromarray(drawn.numpy()).save(file, "png")
+            Image.fromarray(heads(as_pixels(crops), seen.attention).numpy()).save(file, "png")
 
-    def _scores(self, bank: Seen, queries: Seen, asked: frozenset[EvalName]) -> dict[str, float]:
+    def _scores(self, bank: Extracted, queries: Extracted, asked: frozenset[EvalName]) -> dict[str, float]:
         """Of one network, by the names that those of the first encoder have."""
         evals, values = self.trial.evals, {}
         if self.labelled:
@@ -140,10 +138,10 @@ class Evaluation:
             values |= {f"{records.JACCARD}{100 * mass:g}": percent for mass, percent in by_mass.items()}
         return values
 
-    def _factors(self, bank: Seen, queries: Seen, prefix: str) -> dict[str, float]:
+    def _factors(self, bank: Extracted, queries: Extracted, prefix: str) -> dict[str, float]:
         return {prefix + factor: self._knn(bank, queries, factor) for factor in self.factors}
 
-    def _knn(self, bank: Seen, queries: Seen, factor: str) -> float:
+    def _knn(self, bank: Extracted, queries: Extracted, factor: str) -> float:
         """With the number of neighbours that tables show, alone."""
         labels, truth = (images.labels[factor] for images in self.images.values())
         knn = self.trial.evals.knn.but({"further_neighbors_numbers": []})
@@ -163,7 +161,7 @@ class Evaluation:
     @torch.inference_mode()
     def _seen(
         self, encoders: Mapping[str, nn.Module], images: ImageSet, size: int, asked: frozenset[EvalName]
-    ) -> dict[str, Seen]:
+    ) -> dict[str, Extracted]:
         """What networks show of whole images, each read once for all of them.
 
         Drop path and batch normalisation are as in use, not as in training.
@@ -171,7 +169,7 @@ class Evaluation:
         modes = [(module, module.training) for network in encoders.values() for module in network.modules()]
         for network in encoders.values():
             network.eval()
-        parts: dict[str, list[Seen]] = {name: [] for name in encoders}
+        parts: dict[str, list[Extracted]] = {name: [] for name in encoders}
         for part in Wholes(images, size).load(loader_workers=self.trial.runtime.loader_workers):
             crops = part.to(self.trial.runtime.device)
             for name, network in encoders.items():
@@ -180,21 +178,21 @@ class Evaluation:
             module.training = training
         return {name: _joined(seen) for name, seen in parts.items()}
 
-    def _look(self, network: nn.Module, crops: Float[Tensor, "B 3 S S"], asked: frozenset[EvalName]) -> Seen:
+    def _look(self, network: nn.Module, crops: Float[Tensor, "B 3 S S"], asked: frozenset[EvalName]) -> Extracted:
         probe = self.trial.evals.linear
         if not isinstance(network, VisionTransformer) or not asked & {"linear", "attention"}:
             features = network(crops).cpu()
-            return Seen(features, probed=features if "linear" in asked else None)
+            return Extracted(features, probed=features if "linear" in asked else None)
         look = network.look(crops, blocks_number=probe.blocks_number)
         blocks = list(look.blocks) + ([look.patches] if probe.patch_mean else [])
-        return Seen(
+        return Extracted(
             look.blocks[-1].cpu(),
             probed=torch.cat(blocks, dim=-1).cpu() if "linear" in asked else None,
             attention=look.attention.cpu() if "attention" in asked else None,
         )
 
 
-def _joined(parts: Iterable[Seen]) -> Seen:
+def _joined(parts: Iterable[Extracted]) -> Extracted:
     """What was seen of all images from that of some hundreds at a time."""
 
     def all_of(name: str) -> Tensor | None:
@@ -203,4 +201,4 @@ def _joined(parts: Iterable[Seen]) -> Seen:
 
     features = all_of("features")
     assert features is not None
-    return Seen(features, all_of("probed"), all_of("attention"))
+    return Extracted(features, all_of("probed"), all_of("attention"))

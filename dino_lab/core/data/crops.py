@@ -167,6 +167,12 @@ def _normalised(crops: Float[Tensor, "N 3 S S"]) -> Float[Tensor, "N 3 S S"]:
     return torch.addcmul(-torch.tensor(MEAN, device=crops.device).view(3, 1, 1) * scale, crops, scale)
 
 
+def as_pixels(crops: Float[Tensor, "N 3 S S"]) -> UInt8[Tensor, "N S S 3"]:
+    """Crops as they are seen by people: before they were normalised."""
+    pixels_of = crops * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+    return (pixels_of.clamp(0, 1) * 255).round().to(torch.uint8).movedim(1, -1)
+
+
 def _jitter(
     crops: Float[Tensor, "N 3 S S"], order: Int64[np.ndarray, "N J"], factors: Float64[np.ndarray, "N 4"]
 ) -> None:

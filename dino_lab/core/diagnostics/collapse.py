@@ -1,7 +1,7 @@
 """The verdict: whether a trial has collapsed, to what, since when, and by which signals. Pure; no torch."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -162,7 +162,7 @@ class Verdict:
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
         """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
         # Outputs that are no distributions cannot be flat.
-        sharp = not _has_targets(values) or (_entropy(values) < bounds.uniform_entropy or _kl(values) > bounds.low_kl)
+        sharp = not _has_targets(values) or _entropy(values) < bounds.uniform_entropy or _kl(values) > bounds.low_kl
         seen = replace(self, has_been_sharp=self.has_been_sharp or sharp)
         shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
         if seen.started is None:
@@ -192,14 +192,6 @@ class Verdict:
         if not has_started and step - self.started_step >= bounds.certain_steps:
             return replace(self, kind="not_started", onset_step=self.started_step)
         return replace(self, kind="none", onset_step=None)
-
-
-def judged(trial_records: Iterable[records.Record], bounds: Collapse) -> Verdict:
-    """The verdict on these records, in order."""
-    verdict = Verdict()
-    for record in trial_records:
-        verdict = verdict.after(record.step, record.values, bounds=bounds)
-    return verdict
 
 
 _GEOMETRY = (records.EMBEDDING_RANK, records.EMBEDDING_STD, records.OUTPUT_RANK, records.OUTPUT_STD)

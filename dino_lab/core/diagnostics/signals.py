@@ -12,24 +12,21 @@ from dino_lab.core import records
 
 def of_features(features: Float[Tensor, "G B D"]) -> dict[str, float | Tensor]:
     """Spread, rank and spectrum of the backbone's features, by logged name."""
-    values = spectrum(features)
-    return {
-        records.EMBEDDING_STD: spread(features),
-        records.EMBEDDING_RANK: effective_rank(values),
-        **{f"{records.EMBEDDING_SPECTRUM}{place}": value for place, value in at_places(values).items()},
-    }
+    return _geometry(features, records.EMBEDDING_STD, records.EMBEDDING_RANK, records.EMBEDDING_SPECTRUM)
 
 
 def of_outputs(outputs: Float[Tensor, "G B K"] | None) -> dict[str, float | Tensor]:
     """The same of the head's outputs; none where a method has none that are to be judged."""
     if outputs is None:
         return {}
-    values = spectrum(outputs)
-    return {
-        records.OUTPUT_STD: spread(outputs),
-        records.OUTPUT_RANK: effective_rank(values),
-        **{f"{records.OUTPUT_SPECTRUM}{place}": value for place, value in at_places(values).items()},
-    }
+    return _geometry(outputs, records.OUTPUT_STD, records.OUTPUT_RANK, records.OUTPUT_SPECTRUM)
+
+
+def _geometry(vectors: Float[Tensor, "G B D"], std: str, rank: str, at_place: str) -> dict[str, float | Tensor]:
+    """By these names; the last one is a prefix."""
+    values = spectrum(vectors)
+    places = {f"{at_place}{place}": value for place, value in at_places(values).items()}
+    return {std: spread(vectors), rank: effective_rank(values), **places}
 
 
 @torch.no_grad()

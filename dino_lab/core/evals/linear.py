@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from dino_lab.core.evals.classes import first_of_each
 from dino_lab.core.settings import Settings
 
 
@@ -99,10 +100,8 @@ def _logits(weights: Float[Tensor, "R F+1 C"], features: Float[Tensor, "B F"]) -
 def _held_out(labels: Int64[Tensor, "N"], fraction: float, seed: int) -> Tensor:
     """A part of each class, chosen at random; at least one image of each class stays."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
-    numbers = torch.bincount(labels)
-    turn = torch.arange(len(labels)) - (numbers.cumsum(0) - numbers).repeat_interleave(numbers)
-    chosen = turn < torch.minimum((fraction * numbers).round().long(), numbers - 1).repeat_interleave(numbers)
+    counts = torch.bincount(labels)
+    numbers = torch.minimum((fraction * counts).round().long(), counts - 1).clamp(min=0)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[by_class[chosen]] = True
+    held_out[shuffled[first_of_each(labels[shuffled], numbers)]] = True
     return held_out

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from dino_lab.core.evals.classes import first_of_each
 from dino_lab.core.settings import Settings
 
 
@@ -37,21 +38,17 @@ class LowShot(Settings):
         results = {}
         queries = F.normalize(test, dim=-1).numpy()
         for fraction in self.fractions:
-            chosen = first_of_each(labels, fraction)
-            if len(labels[chosen].unique()) == 1:
-                predicted = labels[chosen][:1].expand(len(test_labels))
+            places = chosen(labels, fraction)
+            if len(labels[places].unique()) == 1:
+                predicted = labels[places][:1].expand(len(test_labels))
             else:
                 classifier = LogisticRegression(C=1 / self.penalty, max_iter=1000)
-                classifier.fit(F.normalize(train[chosen], dim=-1).numpy(), labels[chosen].numpy())
+                classifier.fit(F.normalize(train[places], dim=-1).numpy(), labels[places].numpy())
                 predicted = torch.from_numpy(classifier.predict(queries))
             results[fraction] = 100 * float((predicted == test_labels).float().mean())
         return results
 
 
-def first_of_each(labels: Int64[Tensor, "N"], fraction: float) -> Int64[Tensor, "n"]:
+def chosen(labels: Int64[Tensor, "N"], fraction: float) -> Int64[Tensor, "n"]:
     """Places of the first images of each class: this part of them, rounded, and at least one."""
-    by_class = labels.argsort(stable=True)
-    numbers = torch.bincount(labels)
-    turn = torch.arange(len(labels)) - (numbers.cumsum(0) - numbers).repeat_interleave(numbers)
-    kept = turn < (fraction * numbers).round().long().clamp(min=1).repeat_interleave(numbers)
-    return by_class[kept]
+    return first_of_each(labels, (fraction * torch.bincount(labels)).round().long().clamp(min=1))

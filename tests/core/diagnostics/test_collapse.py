@@ -5,8 +5,7 @@ from typing import Any, get_args
 import pytest
 
 from dino_lab.core import records
-from dino_lab.core.diagnostics.collapse import Collapse, Kind, Verdict, judged
-from dino_lab.core.records import Record
+from dino_lab.core.diagnostics.collapse import Collapse, Kind, Verdict
 from dino_lab.core.settings import KnobError
 
 K = 1024
@@ -248,12 +247,6 @@ def test_a_loss_that_is_no_number_is_diverged_at_once() -> None:
 
 def test_the_record_of_the_untrained_network_changes_nothing() -> None:
     assert Verdict().after(0, {records.KNN: 30.0}, bounds=BOUNDS) == Verdict()
-
-
-def test_all_records_are_judged_as_one_after_the_other() -> None:
-    states = [HEALTHY] * 3 + [UNIFORM] * 8
-    made = [Record(10 * i, 0.0, 0.0, values(state)) for i, state in enumerate(states, start=1)]
-    assert judged(made, BOUNDS) == verdicts(states)[-1]
 
 
 # ------------------------------------------------------------------------------------------------ evidence, policy
