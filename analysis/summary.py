@@ -15,6 +15,7 @@ from dino_lab.core.records import COLLAPSES, KNN, VERDICTS
 CONFIDENCE = 0.95
 
 COUNTS = [*VERDICTS, "missing"]
+_ENDED = ("finished", "stopped")
 
 
 def rows(trials: pd.DataFrame) -> list[str]:
@@ -24,7 +25,7 @@ def rows(trials: pd.DataFrame) -> list[str]:
 
 def final(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials that finished, or that their collapse stopped: the only ones whose last values are final values."""
-    return trials[trials["state"].isin(["finished", "stopped"])]
+    return trials[trials["state"].isin(_ENDED)]
 
 
 def collapsed(trials: pd.DataFrame) -> pd.DataFrame:
@@ -39,16 +40,13 @@ def counts(trials: pd.DataFrame) -> pd.DataFrame:
 
     Planned is the number of seeds that any row of the sweep has, so that a trial that was never started is missing.
     """
-    ended = trials["state"].isin(["finished", "stopped"])
-    outcome = trials["verdict"].where(ended, trials["state"])
+    outcome = trials["verdict"].where(trials["state"].isin(_ENDED), trials["state"])
     table = pd.crosstab(trials["row"], outcome).reindex(index=rows(trials), columns=COUNTS, fill_value=0)
     table["planned"] = trials["seed"].nunique()
-    by_row = trials.groupby("row")
     table["finished"] = table[list(VERDICTS)].sum(axis="columns") - table["diverged"]
     table["missing"] = table["planned"] - table["finished"] - table["diverged"]
-    table["stopped"] = by_row["state"].agg(lambda states: (states == "stopped").sum())
-    table["left"] = (final(trials)["left"] != "").groupby(trials["row"]).sum()
-    table["left"] = table["left"].fillna(0).astype(int)
+    table["stopped"] = (trials["state"] == "stopped").groupby(trials["row"]).sum()
+    table["left"] = ((trials["left"] != "") & trials["state"].isin(_ENDED)).groupby(trials["row"]).sum()
     return table.rename_axis(index=None, columns=None)[["planned", "finished", *COUNTS, "stopped", "left"]]
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dino_lab.core.diagnostics.collapse import Kind
-from dino_lab.core.schedules import Now
 from dino_lab.core.settings import Knob
 from dino_lab.core.trial import Trial
 from dino_lab.lint import (
@@ -21,6 +20,7 @@ from dino_lab.lint import (
     LOW_LR,
     SLOW_CENTER,
     TEACHER_LAG,
+    lags,
 )
 
 PAPER_TEMP = 0.04
@@ -91,7 +91,7 @@ class Facts:
 
     def lags(self, momentum: float, part: float) -> bool:
         """Whether a running mean reaches back over more than this part of the run."""
-        return self.steps is not None and (1 - momentum) * self.steps * part < 1
+        return self.steps is not None and lags(momentum, self.steps, part=part)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,7 @@ class Remedy:
 
 
 def _facts(trial: Trial, steps: int | None) -> Facts:
-    warm = Now(step=0, steps=1, steps_per_epoch=1, measured=False)
-    peak = trial.optimizer.but({"warmup_epochs": 0.0}).lr_at(warm, batch_size=trial.batch_size)
-    return Facts(trial.flat(), steps, peak)
+    return Facts(trial.flat(), steps, trial.optimizer.peak_lr(batch_size=trial.batch_size))
 
 
 def _without_negatives(facts: Facts) -> bool:

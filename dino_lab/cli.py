@@ -103,7 +103,7 @@ def plan(
 ) -> None:
     """Show an experiment's trials, which of them are done, and what is left; start nothing."""
     asked = _ask(name, changes, baseline, seeds, lab, strict=strict)
-    found = _found(_rows(asked))
+    found = preparing.findings(_rows(asked), strict=False)
     from dino_lab.orchestration.folder import status
 
     trials = status(lab, asked.labelled)
@@ -180,11 +180,11 @@ def train(
         overrides = asking.parse_changes(changes)
         asking.check_lab(lab)
         trial = asking.find_baseline(baseline).but(overrides | {"runtime.data_dir": str(preparing.data_dir(lab))})
-        _found([("", trial)], strict=strict)  # before any work, by what is known
+        preparing.findings([("", trial)], strict=strict)  # before any work, by what is known
         asking.check_machine([trial])
         with terminal.counting() as progress:
             (trial,) = preparing.prepared([trial], lab, progress=progress, download=download)
-        found = _found([("", trial)], strict=strict, read_in=lab)
+        found = preparing.findings([("", trial)], strict=strict, read_in=lab)
         import torch
 
         from dino_lab.orchestration.folder import TrialFolder, run_trial
@@ -226,7 +226,7 @@ def run(
     """Run an experiment's trials; a second time go on with what is unfinished."""
     asked = _ask(name, changes, baseline, seeds, lab, training=True, download=download, address=address, strict=strict)
     with _told():
-        found = _found(_rows(asked), strict=strict, read_in=lab)
+        found = preparing.findings(_rows(asked), strict=strict, read_in=lab)
     if not as_json:
         _print_found(found, [row.label for row in asked.ablation.rows])
     summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, quiet=as_json)
@@ -325,11 +325,7 @@ def explain(
 
     with _told():
         said, shown = explaining.explain(trial_id, lab)
-    picture = _draw_explained(lab, trial_id, said, shown, unit="step")
-    if as_json:
-        _print_json(dataclasses.asdict(said) | {"picture": str(picture) if picture else None})
-        return
-    _print_explained(explaining.explanation_lines(said), picture)
+    _show_explained(said, shown, lab=lab, name=trial_id, unit="step", as_json=as_json)
 
 
 @app.command()
@@ -349,11 +345,7 @@ def diagnose(
     with _told():
         asking.check_lab(lab)
         said, shown = explaining.diagnose(log, out_dim=out_dim)
-    picture = _draw_explained(lab, log.stem, said, shown, unit=said.unit)
-    if as_json:
-        _print_json(dataclasses.asdict(said) | {"picture": str(picture) if picture else None})
-        return
-    _print_explained(explaining.diagnosis_lines(said), picture)
+    _show_explained(said, shown, lab=lab, name=log.stem, unit=said.unit, as_json=as_json)
 
 
 @app.command()
@@ -451,7 +443,7 @@ def _ask(
     with _told():
         asked = asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab)
         if strict:
-            _found(_rows(asked), strict=True)
+            preparing.findings(_rows(asked), strict=True)
         if training:
             if address is None:
                 asking.check_machine(each.trial for each in asked.labelled)
@@ -465,31 +457,6 @@ def _ask(
 
 def _rows(asked: Asked) -> "list[tuple[str, Trial]]":
     return [(each.row, each.trial) for each in asked.labelled]
-
-
-def _found(
-    rows: "Sequence[tuple[str, Trial]]", *, strict: bool = False, read_in: Path | None = None
-) -> "list[RowsFinding]":
-    """What the linter has against trials, by their rows.
-
-    Args:
-        strict: Refuses warnings, by a ValueError that names their rules.
-        read_in: The lab in which the images were read, so that all are counted; None takes numbers that are known.
-    """
-    from dino_lab import lint
-
-    numbers: dict[Any, int | None] = {}
-    for _, trial in rows:
-        if trial.data not in numbers:
-            known = lint.about_train_images(trial)
-            if known is None and read_in is not None:
-                known = len(trial.data.build("train", preparing.data_dir(read_in)))
-            numbers[trial.data] = known
-    found = lint.over_rows([(row, trial, numbers[trial.data]) for row, trial in rows])
-    broken = dict.fromkeys(each.finding.rule for each in found if each.finding.severity == "warning")
-    if strict and broken:
-        raise ValueError(f"--strict: the linter warns of {', '.join(broken)}; without --strict it says why")
-    return found
 
 
 def _print_found(found: "Sequence[RowsFinding]", rows: Sequence[str]) -> None:
@@ -541,23 +508,22 @@ def _run(
     return summary
 
 
-def _draw_explained(
-    lab: Path, name: str, said: "Explanation | Diagnosis", shown: "Sequence[Record]", *, unit: str
-) -> Path | None:
-    """The picture of one run, in the lab; none before its first step."""
+def _show_explained(
+    said: "Explanation | Diagnosis", shown: "Sequence[Record]", *, lab: Path, name: str, unit: str, as_json: bool
+) -> None:
+    """In words or as facts; and the picture of the run, in the lab, but for one before its first step."""
     from analysis import explained, figures
 
-    if not any(record.step for record in shown):
-        return None
-    figure = explained.trial_curves(shown, title=f"{name}: {said.title}", onset_step=said.onset_step, unit=unit)
-    path = lab / "explained" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(figures.render(figure, "png"))
-    return path
-
-
-def _print_explained(lines: Sequence[str], picture: Path | None) -> None:
-    for line in lines:
+    picture = None
+    if any(record.step for record in shown):
+        figure = explained.trial_curves(shown, title=f"{name}: {said.title}", onset_step=said.onset_step, unit=unit)
+        picture = lab / "explained" / f"{name}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(figures.render(figure, "png"))
+    if as_json:
+        _print_json(dataclasses.asdict(said) | {"picture": str(picture) if picture else None})
+        return
+    for line in terminal.explained_lines(said):
         out.print(line, markup=False, soft_wrap=True)
     if picture:
         print(picture)

@@ -16,7 +16,6 @@ from dino_lab.asking import find_trial
 from dino_lab.core import records
 from dino_lab.core.diagnostics.collapse import Collapse, Kind, Sign, Verdict
 from dino_lab.core.records import Record
-from dino_lab.core.settings import Knob
 from dino_lab.core.trial import Trial
 from dino_lab.lint import Finding, about_train_images, lint
 from dino_lab.logs import Log
@@ -378,75 +377,3 @@ def _unknown(log: Log, verdict: Verdict, prototypes: int | None) -> list[str]:
 def _lr(log: Log) -> str:
     rates = [record.values[records.LR] for record in log.records if records.LR in record.values]
     return f" (its learning rate rose to {max(rates):.2g})" if rates else ""
-
-
-# ------------------------------------------------------------------------------------------------------- in words
-
-
-def explanation_lines(said: Explanation) -> list[str]:
-    """For a terminal."""
-    lines = [f"trial {said.trial_id}: {said.title}", *_meaning(said.kind)]
-    of = "" if said.steps is None else f" of {said.steps:,}"
-    lines.append(f"  {said.state} after {said.step:,} steps{of}, {said.records} records")
-    if said.error:
-        lines.append(f"  {said.error.strip().splitlines()[-1]}")
-    if said.recorded != said.kind:
-        lines.append(f"  its journal has {said.recorded}, by the bounds and rules of its day")
-    if said.knn is not None:
-        lines.append(f"  k-NN of the class {said.knn[0]:.1f} % at first, {said.knn[1]:.1f} % at last")
-    lines += _common_lines(said.evidence, said.left, "step")
-    if said.findings:
-        lines.append("what the linter has against its knobs:")
-        for each in said.findings:
-            lines += [f"  {each.severity} {each.rule}: {each.reason}", f"    source: {each.source}"]
-    return lines + _advice_lines(said.advice, said.kind, with_changes=True)
-
-
-def diagnosis_lines(said: Diagnosis) -> list[str]:
-    """For a terminal."""
-    prototypes = "" if said.out_dim is None else f", K = {said.out_dim:,} ({said.out_dim_is})"
-    lines = [f"{said.path}: {said.title}", *_meaning(said.kind)]
-    lines.append(
-        f"  a log of {said.form}: {said.records} records from {said.unit} {said.first_step:,} to "
-        f"{said.last_step:,}{prototypes}; "
-        f"judged by {'its targets' if said.judged_by == 'targets' else 'its loss alone'}"
-    )
-    lines += _common_lines(said.evidence, said.left, said.unit)
-    lines += [f"  note: {note}" for note in said.notes]
-    if said.unknown:
-        lines.append("what it cannot tell:")
-        lines += [f"  {each}" for each in said.unknown]
-    lines += _advice_lines(said.advice, said.kind, with_changes=False)
-    lines.append(f"read: {', '.join(f'{column} as {name}' for column, name in said.read_as.items())}")
-    return lines + ([f"not used: {', '.join(said.unused)}"] if said.unused else [])
-
-
-def _meaning(kind: Kind) -> list[str]:
-    return [] if kind == "none" else [f"  {records.VERDICTS[kind]}"]
-
-
-def _common_lines(evidence: Sequence[Evidence], left: Sequence[Past], unit: str) -> list[str]:
-    lines = [f"evidence, by {unit}:", *(f"  {each}" for each in evidence)] if evidence else []
-    return lines + [
-        f"  was {past.kind} from {unit} {past.first_step:,} to {past.last_step:,}, and left it" for past in left
-    ]
-
-
-def _advice_lines(advice: Sequence[Advice], kind: Kind, *, with_changes: bool) -> list[str]:
-    if not advice:
-        return (
-            ["nothing is known to try with these knobs"]
-            if kind in (*records.COLLAPSES, "diverged", "not_started")
-            else []
-        )
-    lines = ["what to try:"]
-    for each in advice:
-        lines += [f"  {each.when}: {each.what}", f"    {each.why}", f"    source: {each.source}"]
-        if with_changes and each.changes:
-            lines.append("    " + " ".join(f"--set {knob}={_typed(value)}" for knob, value in each.changes.items()))
-    return lines
-
-
-def _typed(value: Knob) -> str:
-    """As it is typed behind `--set knob=`."""
-    return value if isinstance(value, str) else json.dumps(value)

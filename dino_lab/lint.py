@@ -25,7 +25,6 @@ from dino_lab.core.methods.swav import SwAV
 from dino_lab.core.networks.head import BottleneckHeadSettings, MLPHeadSettings, NoPredictor
 from dino_lab.core.networks.teacher import Momentum, PreviousIteration, StudentCopy
 from dino_lab.core.optimizers import AdamW
-from dino_lab.core.schedules import Now
 from dino_lab.core.settings import Knob
 from dino_lab.core.trial import Trial
 
@@ -284,7 +283,7 @@ def center_behind_run(trial: Trial, images: int) -> Finding | None:
     center, steps = _centering(trial), _steps(trial, images)
     if center is None or center.center_momentum >= SLOW_CENTER:
         return None
-    if not _lags(center.center_momentum, steps, part=CENTER_LAG):
+    if not lags(center.center_momentum, steps, part=CENTER_LAG):
         return None
     return Finding(
         rule="center_behind_run",
@@ -338,7 +337,7 @@ def no_momentum_evened(trial: Trial) -> Finding | None:
 
 def teacher_behind_run(trial: Trial, images: int) -> Finding | None:
     teacher, steps = _momentum(trial), _steps(trial, images)
-    if teacher is None or not _lags(teacher.momentum_teacher, steps, part=TEACHER_LAG):
+    if teacher is None or not lags(teacher.momentum_teacher, steps, part=TEACHER_LAG):
         return None
     return Finding(
         rule="teacher_behind_run",
@@ -372,7 +371,7 @@ def small_batch_momentum(trial: Trial, images: int) -> Finding | None:
     if teacher is None or trial.batch_size > SMALL_BATCH or teacher.momentum_teacher >= SMALL_BATCH_MOMENTUM:
         return None
     # Advice that would put the teacher behind the run is none.
-    if _centering(trial) is None or _lags(SMALL_BATCH_MOMENTUM, steps, part=TEACHER_LAG):
+    if _centering(trial) is None or lags(SMALL_BATCH_MOMENTUM, steps, part=TEACHER_LAG):
         return None
     return Finding(
         rule="small_batch_momentum",
@@ -835,7 +834,7 @@ def _steps(trial: Trial, images: int) -> int:
     return trial.epochs * (images // trial.batch_size)
 
 
-def _lags(momentum: float, steps: int, *, part: float) -> bool:
+def lags(momentum: float, steps: int, *, part: float) -> bool:
     """Whether a running mean reaches back 1 / (1 - momentum) steps, more than this part of the run."""
     return (1 - momentum) * steps * part < 1 - 1e-9
 
@@ -848,5 +847,4 @@ def _peak_lr(trial: Trial) -> float | None:
     """The highest learning rate of DINO with AdamW, scaled to the batch: where its warm-up ends."""
     if not isinstance(trial.method, DINO) or not isinstance(trial.optimizer, AdamW):
         return None
-    first = Now(step=0, steps=1, steps_per_epoch=1, measured=False)
-    return trial.optimizer.but({"warmup_epochs": 0.0}).lr_at(first, batch_size=trial.batch_size)
+    return trial.optimizer.peak_lr(batch_size=trial.batch_size)

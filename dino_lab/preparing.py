@@ -3,6 +3,7 @@
 Whatever is wrong with them is a ValueError that names the knob.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dino_lab.core.data.source import Progress
     from dino_lab.core.data.sources import AnyData
     from dino_lab.core.trial import Trial
+    from dino_lab.lint import RowsFinding
 
 
 def data_dir(lab: Path) -> Path:
@@ -39,14 +41,38 @@ def prepared(trials: "Sequence[Trial]", lab: Path, *, progress: "Progress", down
         return data.prepare(data_dir(lab), download=download, progress=progress)
 
     ready = _each_data_set(trials, prepare)
-    # Where it is known without reading, the trial itself has seen to it.
-    unknown = {trial.data for trial in ready if trial.data.known_train_images is None}
-    numbers = {data: len(data.build("train", data_dir(lab))) for data in unknown}
     for trial in ready:
-        number = numbers.get(trial.data, trial.batch_size)
+        number = train_images(trial.data, lab)
         if trial.batch_size > number:
             raise ValueError(f"batch_size = {trial.batch_size}: exceeds the {number} images of data")
     return ready
+
+
+@functools.cache
+def train_images(data: "AnyData", lab: Path) -> int:
+    """How many images are trained on; listed once, as many files take long."""
+    known = data.known_train_images
+    return len(data.build("train", data_dir(lab))) if known is None else known
+
+
+def findings(rows: "Sequence[tuple[str, Trial]]", *, strict: bool, read_in: Path | None = None) -> "list[RowsFinding]":
+    """What the linter has against trials, by their rows.
+
+    Args:
+        strict: Refuses warnings, by a ValueError that names their rules.
+        read_in: The lab in which the images were read, so that all are counted; None takes numbers that are known.
+    """
+    from dino_lab import lint  # here, since --help need not wait for pydantic
+
+    def number(trial: "Trial") -> int | None:
+        known = lint.about_train_images(trial)
+        return train_images(trial.data, read_in) if known is None and read_in is not None else known
+
+    found = lint.over_rows([(row, trial, number(trial)) for row, trial in rows])
+    broken = dict.fromkeys(each.finding.rule for each in found if each.finding.severity == "warning")
+    if strict and broken:
+        raise ValueError(f"--strict: the linter warns of {', '.join(broken)}; without --strict it says why")
+    return found
 
 
 def with_known_data(asked: Asked) -> tuple[Asked, list[str]]:

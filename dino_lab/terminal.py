@@ -1,6 +1,7 @@
 """What the commands show: tables and lines of trials and records, live while they change."""
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -12,10 +13,15 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from dino_lab.core import records
+
 if TYPE_CHECKING:
     from dino_lab.ablation import Ablation, LabelledTrial
+    from dino_lab.advice import Advice
     from dino_lab.core.records import Record
+    from dino_lab.core.settings import Knob
     from dino_lab.doctor import Finding
+    from dino_lab.explaining import Diagnosis, Evidence, Explanation, Past
     from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.folder import TrialStatus
     from dino_lab.orchestration.runner import Progress
@@ -151,6 +157,13 @@ def record_line(record: "Record") -> str:
     return "  ".join([f"step {record.step}", f"epoch {record.epoch:.2f}", *values, f"collapse {record.verdict}{onset}"])
 
 
+def explained_lines(said: "Explanation | Diagnosis") -> list[str]:
+    """What happened to a trial or to a run of others, in words: verdict, evidence, what to try."""
+    from dino_lab.explaining import Explanation  # here, since --help need not wait for pydantic
+
+    return _explanation_lines(said) if isinstance(said, Explanation) else _diagnosis_lines(said)
+
+
 def counts(trials: "Sequence[TrialStatus]") -> str:
     """How many trials are in each state."""
     return ", ".join(f"{number} {state}" for state, number in Counter(trial.state for trial in trials).items())
@@ -202,3 +215,70 @@ def _news() -> Show:
 
 def _colored(state: str) -> str:
     return f"[{_COLORS.get(state, 'dim')}]{state}[/]"
+
+
+def _explanation_lines(said: "Explanation") -> list[str]:
+    lines = [f"trial {said.trial_id}: {said.title}", *_meaning(said.kind)]
+    of = "" if said.steps is None else f" of {said.steps:,}"
+    lines.append(f"  {said.state} after {said.step:,} steps{of}, {said.records} records")
+    if said.error:
+        lines.append(f"  {said.error.strip().splitlines()[-1]}")
+    if said.recorded != said.kind:
+        lines.append(f"  its journal has {said.recorded}, by the bounds and rules of its day")
+    if said.knn is not None:
+        lines.append(f"  k-NN of the class {said.knn[0]:.1f} % at first, {said.knn[1]:.1f} % at last")
+    lines += _common_lines(said.evidence, said.left, "step")
+    if said.findings:
+        lines.append("what the linter has against its knobs:")
+        for each in said.findings:
+            lines += [f"  {each.severity} {each.rule}: {each.reason}", f"    source: {each.source}"]
+    return lines + _advice_lines(said.advice, said.kind, with_changes=True)
+
+
+def _diagnosis_lines(said: "Diagnosis") -> list[str]:
+    prototypes = "" if said.out_dim is None else f", K = {said.out_dim:,} ({said.out_dim_is})"
+    lines = [f"{said.path}: {said.title}", *_meaning(said.kind)]
+    lines.append(
+        f"  a log of {said.form}: {said.records} records from {said.unit} {said.first_step:,} to "
+        f"{said.last_step:,}{prototypes}; "
+        f"judged by {'its targets' if said.judged_by == 'targets' else 'its loss alone'}"
+    )
+    lines += _common_lines(said.evidence, said.left, said.unit)
+    lines += [f"  note: {note}" for note in said.notes]
+    if said.unknown:
+        lines.append("what it cannot tell:")
+        lines += [f"  {each}" for each in said.unknown]
+    lines += _advice_lines(said.advice, said.kind, with_changes=False)
+    lines.append(f"read: {', '.join(f'{column} as {name}' for column, name in said.read_as.items())}")
+    return lines + ([f"not used: {', '.join(said.unused)}"] if said.unused else [])
+
+
+def _meaning(kind: str) -> list[str]:
+    return [] if kind == "none" else [f"  {records.VERDICTS[kind]}"]
+
+
+def _common_lines(evidence: "Sequence[Evidence]", left: "Sequence[Past]", unit: str) -> list[str]:
+    lines = [f"evidence, by {unit}:", *(f"  {each}" for each in evidence)] if evidence else []
+    return lines + [
+        f"  was {past.kind} from {unit} {past.first_step:,} to {past.last_step:,}, and left it" for past in left
+    ]
+
+
+def _advice_lines(advice: "Sequence[Advice]", kind: str, *, with_changes: bool) -> list[str]:
+    if not advice:
+        return (
+            ["nothing is known to try with these knobs"]
+            if kind in (*records.COLLAPSES, "diverged", "not_started")
+            else []
+        )
+    lines = ["what to try:"]
+    for each in advice:
+        lines += [f"  {each.when}: {each.what}", f"    {each.why}", f"    source: {each.source}"]
+        if with_changes and each.changes:
+            lines.append("    " + " ".join(f"--set {knob}={_typed(value)}" for knob, value in each.changes.items()))
+    return lines
+
+
+def _typed(value: "Knob") -> str:
+    """As it is typed behind `--set knob=`."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dino_lab import explaining
+from dino_lab import explaining, terminal
 from dino_lab.core import records
 from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
@@ -189,15 +189,15 @@ def test_evidence_is_of_the_collapse_and_not_of_what_looked_like_it_before(smoke
 def test_a_journal_that_was_judged_by_other_bounds_is_told(smoke: Trial, lab: Path) -> None:
     said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25, verdict="constant"), FINISHED)
     assert (said.kind, said.recorded) == ("uniform", "constant")
-    assert "  its journal has constant, by the bounds and rules of its day" in explaining.explanation_lines(said)
+    assert "  its journal has constant, by the bounds and rules of its day" in terminal.explained_lines(said)
     same = replace(said, recorded="uniform")
-    assert not any("its journal has" in line for line in explaining.explanation_lines(same))
+    assert not any("its journal has" in line for line in terminal.explained_lines(same))
 
 
 def test_how_it_ended_is_told(smoke: Trial, lab: Path) -> None:
     failed = End("failed", "Traceback\n  File\nMemoryError: too large\n", 3.0)
     said = explained(smoke, lab, journal(HEALTHY, HEALTHY), failed)
-    lines = explaining.explanation_lines(said)
+    lines = terminal.explained_lines(said)
     assert "  failed after 20 steps of 300, 3 records" in lines
     assert "  MemoryError: too large" in lines
     assert explained(smoke, lab, [], End("stopped", None, 3.0)).state == "stopped"
@@ -251,7 +251,7 @@ def test_what_is_to_be_typed_can_be_typed(smoke: Trial, lab: Path) -> None:
         ({"method.loss.sharpening": False}, UNIFORM, "--set method.loss.sharpening=true"),
     ]:
         said = explained(smoke.but(changes), lab, journal(*[HEALTHY] * 5, *[state] * 25))
-        assert f"    {typed}" in explaining.explanation_lines(said)
+        assert f"    {typed}" in terminal.explained_lines(said)
 
 
 # ------------------------------------------------------------------------------------------------- logs of others
@@ -272,7 +272,7 @@ def test_a_guess_is_said_to_be_one(tmp_path: Path) -> None:
     assert (said.kind, said.onset_step, said.out_dim, said.out_dim_is) == ("uniform", 5, 4096, "a guess")
     assert "K = 4,096 is a guess" in said_of(said.notes)
     assert "within 0.005 nats of ln 4,096 = 8.3178" in said_of(said.notes)
-    assert any("K = 4,096 (a guess)" in line for line in explaining.diagnosis_lines(said))
+    assert any("K = 4,096 (a guess)" in line for line in terminal.explained_lines(said))
 
 
 def test_a_k_that_the_plateau_speaks_against_is_questioned(tmp_path: Path) -> None:
@@ -363,5 +363,5 @@ def test_what_is_not_finite_is_told_by_its_column(tmp_path: Path, column: str) -
 def test_what_is_read_and_what_is_not_is_told(tmp_path: Path) -> None:
     file = tmp_path / "log.txt"
     file.write_text("".join(json.dumps({"train_loss": 9.0 - i, "train_wd": 0.1, "epoch": i}) + "\n" for i in range(5)))
-    lines = explaining.diagnosis_lines(explaining.diagnose(file)[0])
+    lines = terminal.explained_lines(explaining.diagnose(file)[0])
     assert lines[-2:] == ["read: train_loss as train/loss, epoch as epoch", "not used: train_wd"]

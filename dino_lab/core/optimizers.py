@@ -32,12 +32,16 @@ class _Scheduled(Settings):
     clip_over: Literal["each", "all"] = "each"
     """Whether that is the norm of each parameter's gradient, as in the reference, or of all together."""
 
-    def lr_at(self, now: Now, *, batch_size: int) -> float:
+    def peak_lr(self, *, batch_size: int) -> float:
+        """The learning rate at the end of the warm-up, scaled to the batch."""
         ratio = batch_size / 256
+        return self.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.lr_scaling]
+
+    def lr_at(self, now: Now, *, batch_size: int) -> float:
         return cosine(
             now.step,
             steps=now.steps,
-            start=self.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.lr_scaling],
+            start=self.peak_lr(batch_size=batch_size),
             end=self.min_lr,
             warmup_steps=int(self.warmup_epochs * now.steps_per_epoch),
         )

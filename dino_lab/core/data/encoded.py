@@ -126,12 +126,7 @@ class EncodedSource(Source):
         )
         if copy.skipped:
             images = images.subset(copy.arrays["places"].numpy())
-        expected = dict(zip(("train", "test"), (self.digest or "").split("-"), strict=False)).get(split)
-        if expected and expected != images.digest[:16]:
-            raise ValueError(
-                f"data.digest = {self.digest!r}: the images in {listing.source} are others than those of this trial: "
-                f"{images.digest[:16]}"
-            )
+        self.check_digest(self.digest, split, images)
         return images
 
     @abstractmethod

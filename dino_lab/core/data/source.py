@@ -112,6 +112,20 @@ class Source(Settings, ABC):
         """These settings, told apart from those of other images: nothing to do where they alone say which those are."""
         return self
 
+    def check_digest(self, expected: str | None, split: Split, images: ImageSet) -> None:
+        """Refuses images that are others than those of a trial, whose digests of train and test these are.
+
+        Raises:
+            ValueError: the digest of this split is another.
+        """
+        known = dict(zip(("train", "test"), (expected or "").split("-"), strict=False)).get(split)
+        if known and known != images.digest[:16]:
+            what = "images or masks" if self.has_masks else "images"
+            raise ValueError(
+                f"data.digest = {expected!r}: the {what} in {images.source} are others than those of this trial: "
+                f"{images.digest[:16]}"
+            )
+
     def _once(self, data_dir: Path, *, download: bool, progress: Progress) -> Read:
         return functools.cache(lambda split: self.read(split, data_dir, download=download, progress=progress))
 
