@@ -89,6 +89,18 @@ class Sign:
 
 
 @dataclass(frozen=True)
+class Suspicion:
+    """A kind of which there have been signs."""
+
+    kind: Kind
+    since: int
+    """Step of the first of them."""
+    weight: int
+    """How much it was seen: the first sign of any kind counts 1, the second 2 and so on, so that what it has become
+    decides."""
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The kind of collapse so far, and what it is judged on: a fold over records."""
 
@@ -96,12 +108,8 @@ class Verdict:
     onset_step: int | None = None
     left: tuple[tuple[Kind, int, int], ...] = ()
     """Collapses that were called and left: kind, first and last step."""
-    suspected_since: int | None = None
-    """Since when there has been a sign of a collapse; None while there is none."""
-    signs: tuple[Kind, ...] = ()
-    """The kinds of the signs since then, the weightiest last."""
-    weights: tuple[int, ...] = ()
-    """How much each was seen: the first sign counts 1, the second 2 and so on, so that what it has become decides."""
+    suspicions: tuple[Suspicion, ...] = ()
+    """What the signs since there have been any looked like; none while there is no sign."""
     signs_number: int = 0
     leaving_since: int | None = None
     """Since when there has been none, in a collapse."""
@@ -117,8 +125,9 @@ class Verdict:
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
         """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
 
-        A collapse is called by the kind that most of its records look like, the later ones above all. One that ends is
-        taken back once it has been away for as long as it took to be called, and stays among what was left.
+        A collapse is called by the kind that most of its records look like, the later ones above all, and dated by the
+        first of these. One that ends is taken back once it has been away for as long as it took to be called, and stays
+        among what was left.
         """
         if records.LOSS not in values:
             return self
@@ -143,21 +152,14 @@ class Verdict:
             if self.kind in records.COLLAPSES:
                 return replace(self, leaving_since=leaving)
             return self._unsuspected()
-        weights = dict(zip(self.signs, self.weights, strict=True))
-        weights[sign] = weights.pop(sign, 0) + self.signs_number + 1
-        # Sorted stably: of equals, the one that was seen last.
-        ordered = sorted(weights, key=lambda kind: weights[kind])
-        return replace(
-            self,
-            suspected_since=step if self.suspected_since is None else self.suspected_since,
-            signs=tuple(ordered),
-            weights=tuple(weights[kind] for kind in ordered),
-            signs_number=self.signs_number + 1,
-            leaving_since=None,
-        )
+        number = self.signs_number + 1
+        others = tuple(each for each in self.suspicions if each.kind != sign)
+        before = next((each for each in self.suspicions if each.kind == sign), Suspicion(sign, step, 0))
+        seen = replace(before, weight=before.weight + number)
+        return replace(self, suspicions=(*others, seen), signs_number=number, leaving_since=None)
 
     def _unsuspected(self) -> "Verdict":
-        return replace(self, suspected_since=None, signs=(), weights=(), signs_number=0, leaving_since=None)
+        return replace(self, suspicions=(), signs_number=0, leaving_since=None)
 
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
         """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
@@ -182,13 +184,11 @@ class Verdict:
             left = (*self.left, (self.kind, self.onset_step, self.leaving_since))
             return replace(self._unsuspected(), kind="none", onset_step=None, left=left)
         has_started = self.has_moved and self.has_been_sharp
-        since = self.suspected_since
-        if (
-            has_started
-            and since is not None
-            and (self.kind in records.COLLAPSES or step - since >= bounds.certain_steps)
-        ):
-            return replace(self, kind=self.signs[-1], onset_step=since)
+        since = min((each.since for each in self.suspicions), default=math.inf)
+        if has_started and (self.kind in records.COLLAPSES or step - since >= bounds.certain_steps):
+            # Of equal weight, the one that was seen last.
+            weightiest = max(reversed(self.suspicions), key=lambda each: each.weight)
+            return replace(self, kind=weightiest.kind, onset_step=weightiest.since)
         if not has_started and step - self.started_step >= bounds.certain_steps:
             return replace(self, kind="not_started", onset_step=self.started_step)
         return replace(self, kind="none", onset_step=None)

@@ -94,11 +94,31 @@ def test_a_collapse_that_comes_back_after_it_was_left_is_dated_anew() -> None:
     assert (seen[-1].kind, seen[-1].onset_step, seen[-1].left) == ("one_prototype", 160, (("uniform", 20, 100),))
 
 
-def test_a_collapse_is_called_what_most_of_it_looks_like_lately_and_keeps_its_date() -> None:
+def test_a_collapse_is_called_what_most_of_it_looks_like_lately_and_dated_by_the_first_of_these() -> None:
     """Eight records of weights 1 to 8, 36 together, are outweighed by those of 10, 11, 12 and 13."""
     seen = verdicts([HEALTHY] + [UNIFORM] * 8 + [SAME] + [ONE_PROTOTYPE] * 8)
-    assert [verdict.kind for verdict in seen[9:]] == ["uniform"] * 4 + ["one_prototype"] * 5
-    assert {verdict.onset_step for verdict in seen[5:]} == {20}
+    assert [(verdict.kind, verdict.onset_step) for verdict in seen[9:]] == (
+        [("uniform", 20)] * 4 + [("one_prototype", 110)] * 5
+    )
+
+
+def test_a_collapse_is_certain_from_its_first_sign_though_it_had_another_name_then() -> None:
+    seen = verdicts([HEALTHY] * 3 + [FEW_PROTOTYPES] * 2 + [ONE_PROTOTYPE] * 4)
+    assert [(verdict.kind, verdict.onset_step) for verdict in seen] == (
+        [("none", None)] * 7 + [("one_prototype", 60)] * 2
+    )
+
+
+def test_a_kind_that_comes_back_within_a_collapse_keeps_its_date() -> None:
+    seen = verdicts([HEALTHY] + [UNIFORM] * 2 + [SAME] * 3 + [UNIFORM] * 4)
+    assert [(verdict.kind, verdict.onset_step) for verdict in seen[5:]] == (
+        [("constant", 40)] * 2 + [("uniform", 20)] * 3
+    )
+
+
+def test_of_equal_weight_the_kind_seen_last_names_a_collapse() -> None:
+    seen = verdicts([HEALTHY, UNIFORM, UNIFORM, SAME], bounds=Collapse(certain_steps=20))
+    assert (seen[-1].kind, seen[-1].onset_step) == ("constant", 40)
 
 
 # ------------------------------------------------------------------------------------------ bounds and their kinds
