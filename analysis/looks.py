@@ -51,14 +51,14 @@ class Prototype:
 
 @dataclass(frozen=True)
 class ClassMeans:
-    """Features of length 1 in the plane in which they differ most."""
+    """Features of length 1 in the plane in which the means of their classes differ most."""
 
     points: Float[np.ndarray, "N 2"]
     labels: np.ndarray
     means: Float[np.ndarray, "C 2"]
     names: tuple[str, ...]
     explained: float
-    """Part of their variance that lies in this plane."""
+    """Part of the means' variance that lies in this plane."""
 
 
 def attention(slide: Slide) -> Figure:
@@ -111,9 +111,9 @@ def class_means(found: ClassMeans) -> Figure:
             of_class = found.points[found.labels == label]
             axes.scatter(of_class[:, 0], of_class[:, 1], s=3, color=color, linewidths=0)
             axes.annotate(name, found.means[label], ha="center", va="center", fontweight="bold")
-        axes.set_xlabel("first principal component")
+        axes.set_xlabel("first principal component of class means")
         axes.set_ylabel("second")
-        axes.set_title(f"{100 * found.explained:.0f} % of the variance of features of length 1")
+        axes.set_title(f"{100 * found.explained:.0f} % of the class means' variance")
         axes.set_aspect("equal", adjustable="datalim")
     return figure
 

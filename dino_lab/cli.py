@@ -372,12 +372,18 @@ def look(
     }
     folder = lab / "looks" / "-".join(trial_ids)
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
     for name, draw in pictures.items():
+        path = folder / f"{name}.png"
+        path.unlink(missing_ok=True)  # that of an earlier checkpoint, if none can be drawn now
         try:
-            (folder / f"{name}.png").write_bytes(figures.render(draw(), "png"))
-            print(folder / f"{name}.png")
+            path.write_bytes(figures.render(draw(), "png"))
+            print(path)
+            drawn.append(path)
         except ValueError as error:
             out.print(f"no picture of {name}: {error}", markup=False)
+    if not drawn:
+        raise typer.Exit(1)
 
 
 @app.command()

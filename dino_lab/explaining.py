@@ -68,6 +68,8 @@ class Explanation:
     onset_epoch: float | None
     onset_percent: float | None
     """Of the whole run."""
+    first_sign: tuple[Kind, int] | None
+    """What the collapse looked like when its signs began, and the step, if that was before it was of this kind."""
     recorded: str
     """The verdict that stands in the journal, by the bounds of its day."""
     evidence: tuple[Evidence, ...]
@@ -97,6 +99,8 @@ class Diagnosis:
     onset_step: int | None
     onset_percent: float | None
     """Of the log."""
+    first_sign: tuple[Kind, int] | None
+    """As of `Explanation`."""
     judged_by: Literal["targets", "loss"]
     out_dim: int | None
     out_dim_is: Known | None
@@ -149,6 +153,7 @@ def explain(trial_id: str, lab: Path) -> tuple[Explanation, list[Record]]:
         onset_step=onset,
         onset_epoch=None if onset is None or not per_epoch else onset / per_epoch,
         onset_percent=None if onset is None or not steps else 100 * onset / steps,
+        first_sign=_first_sign(verdict),
         recorded=last.verdict,
         evidence=evidence,
         left=left,
@@ -201,6 +206,7 @@ def diagnose(path: Path, *, out_dim: int | None = None) -> tuple[Diagnosis, list
         kind=verdict.kind,
         onset_step=onset,
         onset_percent=None if onset is None or not span else 100 * (onset - first) / span,
+        first_sign=_first_sign(verdict),
         judged_by="targets" if by_targets else "loss",
         out_dim=prototypes,
         out_dim_is=known,
@@ -240,6 +246,13 @@ def _evidence(signs: Sequence[tuple[int, Sign]], verdict: Verdict) -> tuple[Evid
         )
         for at_first, at_last in zip(first, last, strict=True)
     )
+
+
+def _first_sign(verdict: Verdict) -> tuple[Kind, int] | None:
+    first, onset = verdict.first_sign, verdict.onset_step
+    if verdict.kind not in records.COLLAPSES or first is None or onset is None or first[1] >= onset:
+        return None
+    return first
 
 
 def _not_begun(shown: Sequence[Record], verdict: Verdict, bounds: Collapse) -> tuple[Evidence, ...]:
@@ -336,8 +349,7 @@ def _about_broken(log: Log) -> list[str]:
     if any(column == "total_loss" for _, column, _ in log.broken) and log.form != "DINO":
         note += (
             ". Where the total alone is not, it may be KoLeo's, which is infinite for two images that are alike and "
-            "has no "
-            "neighbour in a batch of one (facebookresearch/dinov2#101, #314)"
+            "has no neighbour in a batch of one (facebookresearch/dinov2#101, #314)"
         )
     return [note]
 
@@ -347,14 +359,13 @@ def _unknown(log: Log, verdict: Verdict, prototypes: int | None) -> list[str]:
     said = []
     if verdict.kind == "uniform":
         said.append(
-            "a loss at ln K is entropy ln K and KL 0, or less of one and more of the other: log teacher entropy and KL "
-            "apart"
+            "a loss at ln K is entropy ln K and KL 0, or less of one and more of the other: log teacher entropy and "
+            "KL apart"
         )
         if verdict.onset_step == log.records[0].step:
             said.append(
                 "the loss is at ln K from the first record on: a student that has not begun is there as well as one "
-                "that has "
-                "followed its teacher to uniform targets" + _lr(log)
+                "that has followed its teacher to uniform targets" + _lr(log)
             )
     if verdict.kind == "one_prototype":
         said.append(
@@ -366,8 +377,7 @@ def _unknown(log: Log, verdict: Verdict, prototypes: int | None) -> list[str]:
     if verdict.kind in ("none", "not_started"):
         said.append(
             "targets that are the same for all images but wander, two or three prototypes, and outputs on a line or a "
-            "plane "
-            "do not show in a loss; nor does what the features are good for"
+            "plane do not show in a loss; nor does what the features are good for"
         )
     if prototypes is None and verdict.kind == "none":
         said.append("whether the loss is near ln K, without K")

@@ -79,44 +79,49 @@ def prototypes(trial_id: str, lab: Path, *, number: int = 8, nearest: int = 6) -
     head = settings.build(backbone.embed_dim)
     load_weights(head, weights.head, source=f"the checkpoint of trial {trial_id}")
     images, size = _evaluated(trial, lab), trial.crops.global_crops_size
+    # A student's logits are not centred.
+    center = weights.center if weights.center is not None and weights.role == "teacher" else torch.zeros(())
+    blocks = _features(backbone, images, size).split(1024)
     with torch.inference_mode():
-        logits = head.eval()(_features(backbone, images, size))
-    if weights.center is not None and weights.role == "teacher":  # a student's logits are not centred
-        logits = logits - weights.center
-    counts = torch.bincount(logits.argmax(dim=-1), minlength=logits.shape[1])
-    chosen = [int(each) for each in counts.argsort(descending=True)[:number] if counts[each]]
-    nearest = min(nearest, len(logits))
-    places = {each: logits[:, each].topk(nearest).indices.numpy() for each in chosen}
+        head.eval()
+        # Twice, since all logits of ImageNet's images would need 13 GB.
+        first = torch.cat([(head(block) - center).argmax(dim=-1) for block in blocks])
+        counts = torch.bincount(first, minlength=settings.out_dim)
+        chosen = [int(each) for each in counts.argsort(descending=True)[:number] if counts[each]]
+        logits = torch.cat([head(block)[:, chosen] for block in blocks])
+    places = logits.topk(min(nearest, len(logits)), dim=0).indices.T.numpy()
     return [
         Prototype(each, float(counts[each]) / len(logits), as_pixels(_crops(images.subset(near), size)).numpy())
-        for each, near in places.items()
+        for each, near in zip(chosen, places, strict=True)
     ]
 
 
 def class_means(trial_id: str, lab: Path) -> ClassMeans:
-    """The images that are evaluated, and the means of their classes.
+    """The means of classes in the plane in which they differ most, and the images that are evaluated there.
 
     Raises:
-        ValueError: the trial is not there, has no checkpoint, or its images have no labels.
+        ValueError: the trial is not there, has no checkpoint, or its images have no labels, or fewer than three.
     """
     trial = find_trial(trial_id, lab)
     images = _evaluated(trial, lab)
     if not images.labels:
         raise ValueError(f"trial {trial_id}: its images have no labels")
+    shown, places = images.labels["class"].unique(return_inverse=True)
+    if len(shown) < 3:
+        raise ValueError(f"trial {trial_id}: its images have {len(shown)} classes, and a plane shows three or more")
     backbone = _backbone(trial, lab)
     judged: nn.Module = backbone
     if isinstance(trial.method, MAE | Masked):  # judged by the mean of the patches, which are what it trains
         assert isinstance(backbone, VisionTransformer)
         judged = PatchMean(backbone)
     features = nn.functional.normalize(_features(judged, images, trial.crops.global_crops_size), dim=-1)
-    centered = features - features.mean(dim=0)
-    _, spread, directions = torch.linalg.svd(centered, full_matrices=False)
-    points = centered @ directions[:2].T
-    labels = images.labels["class"]
-    names = images.classes["class"]
-    means = torch.stack([points[labels == label].mean(dim=0) for label in range(len(names))])
+    means = torch.stack([features[places == place].mean(dim=0) for place in range(len(shown))])
+    middle = means.mean(dim=0)
+    _, spread, directions = torch.linalg.svd(means - middle, full_matrices=False)
+    points, centers = (features - middle) @ directions[:2].T, (means - middle) @ directions[:2].T
+    names = tuple(images.classes["class"][int(label)] for label in shown)
     explained = float((spread[:2] ** 2).sum() / (spread**2).sum())
-    return ClassMeans(points.numpy(), labels.numpy(), means.numpy(), names, explained)
+    return ClassMeans(points.numpy(), places.numpy(), centers.numpy(), names, explained)
 
 
 def _evaluated(trial: Trial, lab: Path) -> ImageSet:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dino_lab.core.records import Record
     from dino_lab.core.settings import Knob
     from dino_lab.doctor import Finding
-    from dino_lab.explaining import Diagnosis, Evidence, Explanation, Past
+    from dino_lab.explaining import Diagnosis, Explanation
     from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.folder import TrialStatus
     from dino_lab.orchestration.runner import Progress
@@ -227,7 +227,7 @@ def _explanation_lines(said: "Explanation") -> list[str]:
         lines.append(f"  its journal has {said.recorded}, by the bounds and rules of its day")
     if said.knn is not None:
         lines.append(f"  k-NN of the class {said.knn[0]:.1f} % at first, {said.knn[1]:.1f} % at last")
-    lines += _common_lines(said.evidence, said.left, "step")
+    lines += _common_lines(said, "step")
     if said.findings:
         lines.append("what the linter has against its knobs:")
         for each in said.findings:
@@ -243,7 +243,7 @@ def _diagnosis_lines(said: "Diagnosis") -> list[str]:
         f"{said.last_step:,}{prototypes}; "
         f"judged by {'its targets' if said.judged_by == 'targets' else 'its loss alone'}"
     )
-    lines += _common_lines(said.evidence, said.left, said.unit)
+    lines += _common_lines(said, said.unit)
     lines += [f"  note: {note}" for note in said.notes]
     if said.unknown:
         lines.append("what it cannot tell:")
@@ -257,10 +257,13 @@ def _meaning(kind: str) -> list[str]:
     return [] if kind == "none" else [f"  {records.VERDICTS[kind]}"]
 
 
-def _common_lines(evidence: "Sequence[Evidence]", left: "Sequence[Past]", unit: str) -> list[str]:
-    lines = [f"evidence, by {unit}:", *(f"  {each}" for each in evidence)] if evidence else []
+def _common_lines(said: "Explanation | Diagnosis", unit: str) -> list[str]:
+    lines = [f"evidence, by {unit}:", *(f"  {each}" for each in said.evidence)] if said.evidence else []
+    if said.first_sign:
+        kind, step = said.first_sign
+        lines.append(f"  its first sign was of {kind}, at {unit} {step:,}")
     return lines + [
-        f"  was {past.kind} from {unit} {past.first_step:,} to {past.last_step:,}, and left it" for past in left
+        f"  was {past.kind} from {unit} {past.first_step:,} to {past.last_step:,}, and left it" for past in said.left
     ]
 
 

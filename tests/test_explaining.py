@@ -186,6 +186,15 @@ def test_evidence_is_of_the_collapse_and_not_of_what_looked_like_it_before(smoke
     assert {each.onset_step for each in said.evidence} == {90}
 
 
+def test_what_a_collapse_looked_like_at_first_is_told_where_that_was_something_else(smoke: Trial, lab: Path) -> None:
+    said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[SAME] * 3, *[UNIFORM] * 22), FINISHED)
+    assert (said.kind, said.onset_step, said.first_sign) == ("uniform", 90, ("constant", 60))
+    assert "  its first sign was of constant, at step 60" in terminal.explained_lines(said)
+    alike = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25), FINISHED)
+    assert alike.first_sign is None
+    assert not any("first sign" in line for line in terminal.explained_lines(alike))
+
+
 def test_a_journal_that_was_judged_by_other_bounds_is_told(smoke: Trial, lab: Path) -> None:
     said = explained(smoke, lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25, verdict="constant"), FINISHED)
     assert (said.kind, said.recorded) == ("uniform", "constant")

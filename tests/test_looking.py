@@ -99,20 +99,37 @@ def test_prototypes_are_those_that_most_images_choose_with_the_images_nearest_to
     assert np.abs(found[0].nearest[0].astype(float) - expected).max() <= 1
 
 
-def test_classes_lie_in_the_plane_of_the_two_largest_components(of_dino: str, smoke: Trial, tmp_path: Path) -> None:
+def test_classes_lie_in_the_plane_in_which_their_means_differ_most(of_dino: str, smoke: Trial, tmp_path: Path) -> None:
     found = class_means(of_dino, tmp_path)
     images = smoke.data.build("test", data_dir(tmp_path))
     crops = torch.cat(list(Wholes(images, 16).load(loader_workers=0)))
     with torch.no_grad():
         features = F.normalize(_backbone(smoke.but({"epochs": 1}), tmp_path).eval()(crops), dim=-1)
-    centered = (features - features.mean(dim=0)).double().numpy()
-    values, vectors = np.linalg.eigh(centered.T @ centered)
-    expected = centered @ vectors[:, [-1, -2]]
-    np.testing.assert_allclose(np.abs(found.points), np.abs(expected), atol=1e-4)
+    labels, names = images.labels["class"].numpy(), images.classes["class"]
+    there = np.unique(labels)
+    assert found.names == tuple(names[label] for label in there)
+    rows = features.double().numpy()
+    means = np.stack([rows[labels == label].mean(axis=0) for label in there])
+    middle = means.mean(axis=0)
+    values, vectors = np.linalg.eigh((means - middle).T @ (means - middle))
+    plane = vectors[:, [-1, -2]]
+    np.testing.assert_allclose(np.abs(found.points), np.abs((rows - middle) @ plane), atol=1e-4)
+    np.testing.assert_allclose(np.abs(found.means), np.abs((means - middle) @ plane), atol=1e-4)
     assert found.explained == pytest.approx(values[-2:].sum() / values.sum(), rel=1e-3)
-    assert found.names == images.classes["class"]
-    of_first = found.points[images.labels["class"].numpy() == 0]
-    np.testing.assert_allclose(found.means[0], of_first.mean(axis=0), atol=1e-5)
+    for place in range(len(there)):
+        np.testing.assert_allclose(found.points[found.labels == place].mean(axis=0), found.means[place], atol=1e-5)
+
+
+def test_a_class_of_which_no_image_is_evaluated_is_not_shown(smoke: Trial, tmp_path: Path) -> None:
+    trial = smoke.but({"data.test_images": 4})
+    found = class_means(trained(tmp_path, trial), tmp_path)
+    images = trial.data.build("test", data_dir(tmp_path))
+    occurring = images.labels["class"].unique().tolist()
+    assert 3 <= len(occurring) < len(images.classes["class"])
+    assert found.names == tuple(images.classes["class"][label] for label in occurring)
+    assert np.isfinite(found.points).all()
+    with pytest.raises(ValueError, match="its images have 2 classes, and a plane shows three or more"):
+        class_means(trained(tmp_path, smoke.but({"data.test_images": 2})), tmp_path)
 
 
 def test_what_trains_patches_lies_where_the_mean_of_its_patches_does(smoke: Trial, tmp_path: Path) -> None:
@@ -123,7 +140,9 @@ def test_what_trains_patches_lies_where_the_mean_of_its_patches_does(smoke: Tria
     with torch.no_grad():
         backbone = _backbone(find_trial(masked, tmp_path), tmp_path).eval()
         features = F.normalize(backbone.encode(backbone.tokens(crops))[:, 1:].mean(dim=1), dim=-1)
-    spread = torch.linalg.svdvals(features - features.mean(dim=0)) ** 2
+    labels = smoke.data.build("test", data_dir(tmp_path)).labels["class"]
+    means = torch.stack([features[labels == label].mean(dim=0) for label in labels.unique()])
+    spread = torch.linalg.svdvals(means - means.mean(dim=0)) ** 2
     assert found.explained == pytest.approx(float(spread[:2].sum() / spread.sum()), rel=1e-3)
     with pytest.raises(ValueError, match=r"method\.kind = 'masked' trains no CLS token"):
         attention([masked], tmp_path)

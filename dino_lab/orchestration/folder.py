@@ -69,7 +69,8 @@ class TrialFolder:
         found = []
         for path in self._pictures.glob("*-*.png"):
             name, _, step = path.stem.rpartition("-")
-            found += [(name, int(step), path)] if int(step) > after else []
+            if step.isdecimal() and int(step) > after:  # others may have put theirs there
+                found.append((name, int(step), path))
         return sorted(found, key=lambda picture: picture[1])
 
     def append(self, record: Record) -> None:

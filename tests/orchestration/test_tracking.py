@@ -129,6 +129,7 @@ def test_pictures_are_logged_each_once_with_their_steps_also_by_a_later_driver(l
     draw(0)
     draw(20)
     (folder.path / "pictures" / "attention-30.png.part").write_bytes(b"being written")
+    Image.new("RGB", (8, 4)).save(folder.path / "pictures" / "my-note.png")
     mirror = Mirror(lab, SWEEP)
     mirror.catch_up()
     mirror.catch_up()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -89,18 +89,6 @@ class Sign:
 
 
 @dataclass(frozen=True)
-class Suspicion:
-    """A kind of which there have been signs."""
-
-    kind: Kind
-    since: int
-    """Step of the first of them."""
-    weight: int
-    """How much it was seen: the first sign of any kind counts 1, the second 2 and so on, so that what it has become
-    decides."""
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The kind of collapse so far, and what it is judged on: a fold over records."""
 
@@ -108,8 +96,9 @@ class Verdict:
     onset_step: int | None = None
     left: tuple[tuple[Kind, int, int], ...] = ()
     """Collapses that were called and left: kind, first and last step."""
-    suspicions: tuple[Suspicion, ...] = ()
-    """What the signs since there have been any looked like; none while there is no sign."""
+    suspected: Mapping[Kind, tuple[int, int]] = field(default_factory=dict)
+    """Kinds that signs have been of, each with its first step and a weight, the kind seen last at the end; empty while
+    there is no sign. Signs weigh 1, 2, 3 and so on, so that what it has become decides."""
     signs_number: int = 0
     leaving_since: int | None = None
     """Since when there has been none, in a collapse."""
@@ -121,6 +110,12 @@ class Verdict:
     moving: bool = False
     """Whether one of them was elsewhere in the last record."""
     has_moved: bool = False
+
+    @property
+    def first_sign(self) -> tuple[Kind, int] | None:
+        """What a collapse looked like when its signs began, and the step; None while there are none."""
+        since = {kind: first for kind, (first, _) in self.suspected.items()}
+        return min(since.items(), key=lambda each: each[1], default=None)
 
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
         """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
@@ -153,13 +148,13 @@ class Verdict:
                 return replace(self, leaving_since=leaving)
             return self._unsuspected()
         number = self.signs_number + 1
-        others = tuple(each for each in self.suspicions if each.kind != sign)
-        before = next((each for each in self.suspicions if each.kind == sign), Suspicion(sign, step, 0))
-        seen = replace(before, weight=before.weight + number)
-        return replace(self, suspicions=(*others, seen), signs_number=number, leaving_since=None)
+        suspected = dict(self.suspected)
+        first, weight = suspected.pop(sign, (step, 0))
+        suspected[sign] = first, weight + number
+        return replace(self, suspected=suspected, signs_number=number, leaving_since=None)
 
     def _unsuspected(self) -> "Verdict":
-        return replace(self, suspicions=(), signs_number=0, leaving_since=None)
+        return replace(self, suspected={}, signs_number=0, leaving_since=None)
 
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
         """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
@@ -184,11 +179,15 @@ class Verdict:
             left = (*self.left, (self.kind, self.onset_step, self.leaving_since))
             return replace(self._unsuspected(), kind="none", onset_step=None, left=left)
         has_started = self.has_moved and self.has_been_sharp
-        since = min((each.since for each in self.suspicions), default=math.inf)
-        if has_started and (self.kind in records.COLLAPSES or step - since >= bounds.certain_steps):
+        first = self.first_sign
+        if (
+            has_started
+            and first is not None
+            and (self.kind in records.COLLAPSES or step - first[1] >= bounds.certain_steps)
+        ):
             # Of equal weight, the one that was seen last.
-            weightiest = max(reversed(self.suspicions), key=lambda each: each.weight)
-            return replace(self, kind=weightiest.kind, onset_step=weightiest.since)
+            kind, (since, _) = max(reversed(list(self.suspected.items())), key=lambda each: each[1][1])
+            return replace(self, kind=kind, onset_step=since)
         if not has_started and step - self.started_step >= bounds.certain_steps:
             return replace(self, kind="not_started", onset_step=self.started_step)
         return replace(self, kind="none", onset_step=None)
