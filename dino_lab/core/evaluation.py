@@ -57,6 +57,7 @@ class Evaluation:
 
     def __init__(self, trial: Trial, sets: Mapping[Split, ImageSet]) -> None:
         self.trial = trial
+        self.device = torch.device(trial.runtime.device)
         self.size = trial.crops.global_crops_size
         self.images: dict[str, ImageSet] = {}
         """By their role: those that are learned from, and those that are evaluated."""
@@ -112,26 +113,28 @@ class Evaluation:
             Image.fromarray(heads(as_pixels(crops), seen.attention).numpy()).save(file, "png")
 
     def _scores(self, bank: Extracted, queries: Extracted, asked: frozenset[EvalName]) -> dict[str, float]:
-        """Of one network, by the names that those of the first encoder have."""
+        """Of one network, by the names that those of the first encoder have; on the trial's device."""
         evals, values = self.trial.evals, {}
         if self.labelled:
-            labels, truth = (images.labels["class"] for images in self.images.values())
+            labels, truth = self._labels("class")
+            learned, judged = (seen.features.to(self.device) for seen in (bank, queries))
             if "knn" in asked:
-                by_number = evals.knn.top1(bank.features, labels, queries.features, truth)
+                by_number = evals.knn.top1(learned, labels, judged, truth)
                 values[records.KNN] = by_number.pop(evals.knn.neighbors_number)
                 values |= {f"{records.KNN_OF}{number}": top1 for number, top1 in by_number.items()}
-                values[records.EVALUATED_RANK] = signals.effective_rank(signals.spectrum(queries.features))
+                values[records.EVALUATED_RANK] = signals.effective_rank(signals.spectrum(judged))
             if "linear" in asked:
                 assert bank.probed is not None
                 assert queries.probed is not None
                 values[records.LINEAR], values[records.LINEAR_RATE] = evals.linear.top1(
-                    bank.probed, labels, queries.probed, truth, seed=self.trial.seed
+                    bank.probed.to(self.device), labels, queries.probed.to(self.device), truth, seed=self.trial.seed
                 )
             if "low_shot" in asked:
-                by_fraction = evals.low_shot.top1(bank.features, labels, queries.features, truth)
+                # scikit-learn's, on the host.
+                by_fraction = evals.low_shot.top1(bank.features, labels.cpu(), queries.features, truth.cpu())
                 values |= {f"{records.LOW_SHOT}{100 * part:g}": top1 for part, top1 in by_fraction.items()}
             if "retrieval" in asked:
-                values[records.RETRIEVAL] = mean_average_precision(queries.features, truth, bank.features, labels)
+                values[records.RETRIEVAL] = mean_average_precision(judged, truth, learned, labels)
         if "attention" in asked:
             assert queries.attention is not None
             by_mass = evals.attention.jaccard(queries.attention, self.masks)
@@ -143,9 +146,14 @@ class Evaluation:
 
     def _knn(self, bank: Extracted, queries: Extracted, factor: str) -> float:
         """With the number of neighbours that tables show, alone."""
-        labels, truth = (images.labels[factor] for images in self.images.values())
+        labels, truth = self._labels(factor)
         knn = self.trial.evals.knn.but({"further_neighbors_numbers": []})
-        return knn.top1(bank.features, labels, queries.features, truth)[knn.neighbors_number]
+        learned, judged = (seen.features.to(self.device) for seen in (bank, queries))
+        return knn.top1(learned, labels, judged, truth)[knn.neighbors_number]
+
+    def _labels(self, factor: str) -> tuple[Tensor, ...]:
+        """Of the images that are learned from, and of those that are evaluated."""
+        return tuple(images.labels[factor].to(self.device) for images in self.images.values())
 
     @property
     def labelled(self) -> bool:
@@ -171,7 +179,7 @@ class Evaluation:
             network.eval()
         parts: dict[str, list[Extracted]] = {name: [] for name in encoders}
         for part in Wholes(images, size).load(loader_workers=self.trial.runtime.loader_workers):
-            crops = part.to(self.trial.runtime.device)
+            crops = part.to(self.device)
             for name, network in encoders.items():
                 parts[name].append(self._look(network, crops, asked))
         for module, training in modes:

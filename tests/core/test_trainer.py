@@ -485,3 +485,41 @@ def test_a_teacher_is_taken_from_a_finished_trial_alone(short: Trial, tmp_path: 
     for name in trained:
         if name.startswith("teacher.network"):
             assert torch.equal(frozen[name], trained[name])
+
+
+# -------------------------------------------------------------------------------------------------------- on a GPU
+
+ON_GPU = {
+    "runtime.device": "cuda",
+    "runtime.gpus": 1.0,
+    "runtime.log_period_steps": 1,
+    "runtime.checkpoint_period_steps": 1,
+    "evals.at_end": ["knn", "factors", "linear", "low_shot", "retrieval", "attention", "pictures"],
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_trial_begins_on_a_gpu_as_on_the_processor(smoke: Trial, tmp_path: Path) -> None:
+    on_gpu = smoke.but(ON_GPU | {"epochs": 1, "crops.backend": "batched"})
+    there = run(on_gpu, tmp_path / "there")
+    here = run(on_gpu.but({"runtime.device": "cpu", "runtime.gpus": 0.0}), tmp_path / "here")
+    assert [(each.step, each.values.keys()) for each in there] == [(each.step, each.values.keys()) for each in here]
+    for name in (records.LOSS, records.TEACHER_ENTROPY, records.KL, records.GRADIENT_NORM, records.EMBEDDING_RANK):
+        assert there[1].values[name] == pytest.approx(here[1].values[name], rel=2e-2), name
+    assert there[0].values[records.LINEAR] == pytest.approx(here[0].values[records.LINEAR], abs=10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_a_killed_trial_ends_on_a_gpu_with_the_same_bits(precision: str, smoke: Trial, tmp_path: Path) -> None:
+    trial = smoke.but(ON_GPU | {"precision": precision, "backbone.drop_path_rate": 0.3})
+    whole = run(trial, tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    begun = train(trial, workdir=tmp_path / "killed")
+    first = [next(begun) for _ in range(6)]  # the record is made before its checkpoint: of step 5 there is none yet
+    begun.close()
+    rest = run(trial, tmp_path / "killed", resume_from=tmp_path / "killed" / CHECKPOINT)
+    assert shown(first[:5] + rest) == shown(whole)
+    assert_same(kept(tmp_path / "whole"), kept(tmp_path / "killed"))

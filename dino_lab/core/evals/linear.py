@@ -75,12 +75,13 @@ class LinearProbe(Settings):
         # The rates side by side, so that a batch is multiplied once for all of them.
         weights = features.new_zeros(features.shape[1] + 1, len(rates), classes)
         weights[:-1] = 0.01 * torch.randn(features.shape[1], classes, generator=order)[:, None]
-        peaks = torch.tensor(rates, dtype=features.dtype)[:, None] * size / 256
+        peaks = features.new_tensor(rates)[:, None] * size / 256
         weights.requires_grad_()
         optimizer = torch.optim.SGD([weights], lr=1.0, momentum=0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         for _ in range(self.epochs):
-            for batch in torch.randperm(len(features), generator=order)[: steps_per_epoch * size].split(size):
+            shuffled = torch.randperm(len(features), generator=order).to(features.device)
+            for batch in shuffled[: steps_per_epoch * size].split(size):
                 logits = (features[batch] @ weights[:-1].flatten(1)).unflatten(1, weights.shape[1:]) + weights[-1]
                 # Each rate has its own weights, so that the sum of losses has the gradient of each.
                 truth = labels[batch].repeat_interleave(len(rates))
@@ -99,9 +100,9 @@ def _logits(weights: Float[Tensor, "R F+1 C"], features: Float[Tensor, "B F"]) -
 
 def _held_out(labels: Int64[Tensor, "N"], fraction: float, seed: int) -> Tensor:
     """A part of each class, chosen at random; at least one image of each class stays."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
     counts = torch.bincount(labels)
     numbers = torch.minimum((fraction * counts).round().long(), counts - 1).clamp(min=0)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out = torch.zeros_like(labels, dtype=torch.bool)
     held_out[shuffled[first_of_each(labels[shuffled], numbers)]] = True
     return held_out

@@ -29,7 +29,7 @@ def mean_average_precision(
     for some, labels in zip(F.normalize(queries, dim=-1).split(_QUERIES), query_labels.split(_QUERIES), strict=True):
         order = (some @ gallery.T).argsort(dim=-1, descending=True, stable=True)
         sought = gallery_labels[order] == labels[:, None]
-        places = torch.arange(1, sought.shape[1] + 1, dtype=torch.float64)
+        places = torch.arange(1, sought.shape[1] + 1, dtype=torch.float64, device=sought.device)
         precision = sought.cumsum(dim=-1) / places
         counts = sought.sum(dim=-1)
         has = counts > 0
