@@ -456,6 +456,9 @@ def test_run_report_and_ui_of_a_small_ablation(folder: Path) -> None:
     again = json.loads(command("run", "collapse", *options, "--json").stdout)
     assert again["skipped"] == 3
     assert {trial["state"] for trial in again["trials"]} == {"finished"}
+    planned = json.loads(command("plan", "collapse", *options, "--json").stdout)
+    assert {found["rule"] for found in planned["findings"]} >= {"no_centering", "no_sharpening"}
+    assert again["findings"] == planned["findings"]
 
     report = command("report", "collapse", *options)
     assert report.returncode == 0, report.stderr
