@@ -380,8 +380,8 @@ def look(
             path.write_bytes(figures.render(draw(), "png"))
             print(path)
             drawn.append(path)
-        except ValueError as error:
-            out.print(f"no picture of {name}: {error}", markup=False)
+        except (ValueError, RuntimeError) as error:  # also of a checkpoint that is no whole one
+            out.print(f"no picture of {name}: {str(error).splitlines()[0]}", markup=False, soft_wrap=True)
     if not drawn:
         raise typer.Exit(1)
 

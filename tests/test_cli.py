@@ -214,11 +214,12 @@ def test_what_a_trial_shows_of_images_is_drawn_and_what_it_cannot_show_is_said(t
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert "no picture of prototypes: " in answer("look", other)
     lab = drawn[0].parents[2]
-    for checkpoint in lab.glob("trials/*/checkpoint.pt"):
-        checkpoint.unlink()
-    refused = invoke("look", trial, other)
-    assert (refused.exit_code, refused.stdout.count("has no checkpoint yet")) == (1, 3)
-    assert not any(path.exists() for path in drawn)
+    for content, told in ((b"torn", "cannot be read"), (None, "has no checkpoint yet")):
+        for checkpoint in lab.glob("trials/*/checkpoint.pt"):
+            checkpoint.write_bytes(content) if content else checkpoint.unlink()
+        refused = invoke("look", trial, other)
+        assert (refused.exit_code, refused.stdout.count(told)) == (1, 3)
+        assert not any(path.exists() for path in drawn)
 
 
 def test_a_log_of_others_is_diagnosed(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints: plain dicts of tensors and numbers; files that are written whole or not at all."""
 
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +41,8 @@ def load(path: Path, *, device: torch.device | None = None) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # what is no checkpoint ends in nearly any
         raise RuntimeError(f"checkpoint {path} cannot be read: {error}") from error
     return state

@@ -43,7 +43,9 @@ def test_a_crash_while_writing_leaves_the_old_file(
     assert checkpoint.load(path, device=CPU)["step"] == 4
 
 
-@pytest.mark.parametrize("content", [b"", b"P", b"not a checkpoint", b"\x80\x02}q\x00."], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"", b"P", b"not a checkpoint", b"\x80\x02}q\x00.", b"torn", b"\x00a", b"(s."], ids=repr
+)
 def test_a_file_that_is_no_checkpoint_is_a_runtime_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "c.pt").write_bytes(content)
     with pytest.raises(RuntimeError, match=r"c\.pt cannot be read"):
