@@ -528,6 +528,7 @@ def free_lengths(trial: Trial) -> Finding | None:
         reason="Prototypes whose lengths are learned are better with small backbones and can make large ones unstable: "
         "the reference holds them at 1 for ViT-B.",
         source="main_dino.py --norm_last_layer",
+        seen_here="Does not show here: with dimension 384 and 8 blocks 99.0 and 97.4, held at 1 98.5 and 98.1.",
     )
 
 
@@ -744,6 +745,7 @@ def long_queue(trial: Trial, images: int) -> Finding | None:
         reason=f"The queue holds {trial.method.queue_size:,} keys and an epoch makes {keys:,}: each image has keys of "
         "its own among its negatives.",
         source="MoCo (arXiv:1911.05722): 65,536 keys for 1.28 million images",
+        seen_here="Does not hold here: 16,384 keys, twice an epoch of them, have 99.4 and 98.8, 1,024 98.2 and 94.6.",
     )
 
 
