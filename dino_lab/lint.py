@@ -79,8 +79,8 @@ class Finding:
     """By dotted path, as the trial has them."""
     reason: str
     source: str
-    seen_here: str | None = None
-    """Whether our own trials agree, with their numbers; None where none has tried it."""
+    seen_here: str
+    """Whether our own trials agree, with their numbers."""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def lint_table(found: "Sequence[RowsFinding]", rows: "Sequence[str]") -> Table:
                 knobs = ", ".join(f"{knob} = {meaning(value)}" for knob, value in finding.knobs.items())
                 text.append(f"{where}: {knobs}\n" if len(rows) > 1 else f"{knobs}\n")
             text.append(f"{reason}\n")
-        text.append(f"source: {finding.source}\nhere: {finding.seen_here or 'not tried'}", style="dim")
+        text.append(f"source: {finding.source}\nhere: {finding.seen_here}", style="dim")
         table.add_row(_colored(severity), rule, text)
     return table
 

@@ -321,7 +321,7 @@ def findings() -> list[Finding]:
 
 def test_accuracies_seen_here_are_in_the_lab_book(findings: list[Finding]) -> None:
     book = (LAB_BOOK / "README.md").read_text()
-    numbers = {(each.rule, number) for each in findings for number in re.findall(r"\b\d\d\.\d\b", each.seen_here or "")}
+    numbers = {(each.rule, number) for each in findings for number in re.findall(r"\b\d\d\.\d\b", each.seen_here)}
     assert len(numbers) > 40
     assert [number for number in numbers if not re.search(rf"(?<![\d.]){re.escape(number[1])}(?!\d)", book)] == []
 
