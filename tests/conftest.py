@@ -7,6 +7,11 @@ from experiments.baselines import BASELINES
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
 @pytest.fixture
 def smoke() -> Trial:
     """A whole trial of twelve steps that takes about a second."""

@@ -95,7 +95,7 @@ class Evaluation:
             self._seen({"pixels": nn.Flatten()}, images, size, frozenset())["pixels"] for images in self.images.values()
         )
         if "knn" in asked and self.labelled:
-            values[records.PIXELS_KNN] = self._knn(bank, queries, "class")
+            values[records.PIXELS_KNN] = self._knn(*self._features(bank, queries), "class")
         return values | (self._factors(bank, queries, records.FACTOR_PIXELS_KNN) if "factors" in asked else {})
 
     def picture(self, encoders: Mapping[str, nn.Module], step: int, workdir: Path) -> None:
@@ -117,7 +117,7 @@ class Evaluation:
         evals, values = self.trial.evals, {}
         if self.labelled:
             labels, truth = self._labels("class")
-            learned, judged = (seen.features.to(self.device) for seen in (bank, queries))
+            learned, judged = self._features(bank, queries)
             if "knn" in asked:
                 by_number = evals.knn.top1(learned, labels, judged, truth)
                 values[records.KNN] = by_number.pop(evals.knn.neighbors_number)
@@ -142,14 +142,18 @@ class Evaluation:
         return values
 
     def _factors(self, bank: Extracted, queries: Extracted, prefix: str) -> dict[str, float]:
-        return {prefix + factor: self._knn(bank, queries, factor) for factor in self.factors}
+        learned, judged = self._features(bank, queries)
+        return {prefix + factor: self._knn(learned, judged, factor) for factor in self.factors}
 
-    def _knn(self, bank: Extracted, queries: Extracted, factor: str) -> float:
+    def _knn(self, learned: Float[Tensor, "N D"], judged: Float[Tensor, "M D"], factor: str) -> float:
         """With the number of neighbours that tables show, alone."""
         labels, truth = self._labels(factor)
         knn = self.trial.evals.knn.but({"further_neighbors_numbers": []})
-        learned, judged = (seen.features.to(self.device) for seen in (bank, queries))
         return knn.top1(learned, labels, judged, truth)[knn.neighbors_number]
+
+    def _features(self, bank: Extracted, queries: Extracted) -> tuple[Float[Tensor, "N D"], Float[Tensor, "M D"]]:
+        """On the trial's device, as the labels are."""
+        return bank.features.to(self.device), queries.features.to(self.device)
 
     def _labels(self, factor: str) -> tuple[Tensor, ...]:
         """Of the images that are learned from, and of those that are evaluated."""

@@ -499,7 +499,6 @@ ON_GPU = {
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_trial_begins_on_a_gpu_as_on_the_processor(smoke: Trial, tmp_path: Path) -> None:
     on_gpu = smoke.but(ON_GPU | {"epochs": 1, "crops.backend": "batched"})
     there = run(on_gpu, tmp_path / "there")
@@ -511,7 +510,6 @@ def test_a_trial_begins_on_a_gpu_as_on_the_processor(smoke: Trial, tmp_path: Pat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_a_killed_trial_ends_on_a_gpu_with_the_same_bits(precision: str, smoke: Trial, tmp_path: Path) -> None:
     trial = smoke.but(ON_GPU | {"precision": precision, "backbone.drop_path_rate": 0.3})

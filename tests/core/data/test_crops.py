@@ -323,7 +323,6 @@ def test_a_value_out_of_bounds_is_refused(knob: str, value: float) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_crops_on_a_gpu_are_those_of_the_processor() -> None:
     crops = SMALL.but(everywhere(ON) | {"backend": "batched"})
     images, indices = smooth(20, 40, 28), np.arange(20)

@@ -153,7 +153,9 @@ def test_a_changed_photograph_or_mask_makes_another_set(voc, file, tmp_path):
         Image.new("RGB", (30, 40), "white").save(path(voc, file), format="PNG")
     assert voc.build("test", tmp_path / "data").digest != test
     assert voc.build("train", tmp_path / "data").digest == train
-    with pytest.raises(ValueError, match=r"data\.digest = .*images or masks in .*val\.txt are others"):
+    with pytest.raises(
+        ValueError, match=r"data\.digest = .*images or masks in .*val\.txt are others than those of this"
+    ):
         prepared.build("test", tmp_path / "data")
 
 

@@ -9,7 +9,6 @@ from dino_lab.core.evals.retrieval import mean_average_precision
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_evaluations_on_a_gpu_are_those_of_the_processor() -> None:
     random = torch.Generator().manual_seed(0)
     labels, truth = torch.arange(2000) % 20, torch.arange(500) % 20
