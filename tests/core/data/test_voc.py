@@ -154,7 +154,7 @@ def test_a_changed_photograph_or_mask_makes_another_set(voc, file, tmp_path):
     assert voc.build("test", tmp_path / "data").digest != test
     assert voc.build("train", tmp_path / "data").digest == train
     with pytest.raises(
-        ValueError, match=r"data\.digest = .*images or masks in .*val\.txt are others than those of this"
+        ValueError, match=r"data\.digest = .*images or masks in .*val\.txt are others than those of this trial"
     ):
         prepared.build("test", tmp_path / "data")
 
