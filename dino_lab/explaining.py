@@ -69,7 +69,7 @@ class Explanation:
     onset_percent: float | None
     """Of the whole run."""
     first_sign: tuple[Kind, int] | None
-    """What the collapse looked like when its signs began, and the step, if that was before it was of this kind."""
+    """What the collapse looked like when its signs began, and the step, if that was something else."""
     recorded: str
     """The verdict that stands in the journal, by the bounds of its day."""
     evidence: tuple[Evidence, ...]
@@ -249,10 +249,8 @@ def _evidence(signs: Sequence[tuple[int, Sign]], verdict: Verdict) -> tuple[Evid
 
 
 def _first_sign(verdict: Verdict) -> tuple[Kind, int] | None:
-    first, onset = verdict.first_sign, verdict.onset_step
-    if verdict.kind not in records.COLLAPSES or first is None or onset is None or first[1] >= onset:
-        return None
-    return first
+    first = verdict.first_sign
+    return first if verdict.kind in records.COLLAPSES and first is not None and first[0] != verdict.kind else None
 
 
 def _not_begun(shown: Sequence[Record], verdict: Verdict, bounds: Collapse) -> tuple[Evidence, ...]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from pydantic import Field, model_validator
 
@@ -18,7 +18,7 @@ Kind: TypeAlias = Literal[
 class Collapse(Settings):
     """Bounds of the verdict, on entropies as fractions of ln K so that they hold for any head; and what follows."""
 
-    uniform_entropy: float = Field(default=0.98, gt=0, le=1)
+    uniform_entropy: float = Field(default=0.99, gt=0, le=1)
     """Teacher entropy / ln K above which targets are uniform, if KL is low too."""
     one_prototype_entropy: float = Field(default=0.02, ge=0, lt=1)
     """Entropy / ln K of a batch's mean target below which all targets are one prototype, if KL is low too."""
@@ -35,8 +35,7 @@ class Collapse(Settings):
     unmoved: float = Field(default=0.3, gt=0)
     """Relative change of a rank or a std, seen in two records on end, up to which it is still where it began."""
     certain_steps: int = Field(default=40, ge=0)
-    """Steps for which the bounds must be crossed without a break before a collapse is called, and for which they must
-    not be before it is taken back."""
+    """Steps for which a kind must be suspected before it is called, and over which its records are counted."""
     certain_fraction: float = Field(default=0.02, ge=0, lt=1)
     """The same as a fraction of the run, where that is more: what is slow to start in a long run is not collapsed."""
     policy: Literal["record", "stop"] = "record"
@@ -96,12 +95,14 @@ class Verdict:
     onset_step: int | None = None
     left: tuple[tuple[Kind, int, int], ...] = ()
     """Collapses that were called and left: kind, first and last step."""
-    suspected: Mapping[Kind, tuple[int, int]] = field(default_factory=dict)
-    """Kinds that signs have been of, each with its first step and a weight, the kind seen last at the end; empty while
-    there is no sign. Signs weigh 1, 2, 3 and so on, so that what it has become decides."""
-    signs_number: int = 0
+    suspected: Mapping[Kind, tuple[int, float]] = field(default_factory=dict)
+    """Kinds whose sum is above zero: since which step, and the sum, in steps."""
+    first_sign: tuple[Kind, int] | None = None
+    """What the first record looked like since when any kind has been suspected, and its step."""
     leaving_since: int | None = None
-    """Since when there has been none, in a collapse."""
+    """Since when there has been no sign."""
+    step: int = 0
+    """Of the last record."""
     has_been_sharp: bool = False
     """Whether targets have ever not been flat, or the student had still to follow them."""
     started: Mapping[str, float] | None = None
@@ -111,25 +112,21 @@ class Verdict:
     """Whether one of them was elsewhere in the last record."""
     has_moved: bool = False
 
-    @property
-    def first_sign(self) -> tuple[Kind, int] | None:
-        """What a collapse looked like when its signs began, and the step; None while there are none."""
-        since = {kind: first for kind, (first, _) in self.suspected.items()}
-        return min(since.items(), key=lambda each: each[1], default=None)
-
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
         """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
 
-        A collapse is called by the kind that most of its records look like, the later ones above all, and dated by the
-        first of these. One that ends is taken back once it has been away for as long as it took to be called, and stays
-        among what was left.
+        Each kind has a cumulative sum, as of Page (Continuous inspection schemes, Biometrika 1954): a record that looks
+        like it adds the steps since the record before, up to `certain_steps`; any other takes half as much again. A
+        kind is suspected while its sum is above zero, called when it is at `certain_steps` that long after it left
+        zero, and dated by when it did. The largest sum names a collapse. It is taken back when no kind is suspected any
+        more, and stays among what was left.
         """
         if records.LOSS not in values:
             return self
         if not math.isfinite(values[records.LOSS]):
             return replace(self, kind="diverged", onset_step=self.onset_step if self.kind == "diverged" else step)
-        seen = self._suspects(step, self.sign(values, bounds=bounds).kind)._shows(step, values, bounds)
-        return seen._called(step, bounds)
+        sign = self.sign(values, bounds=bounds).kind
+        return self._shows(step, values, bounds)._suspects(step, sign, bounds)._called(step, sign, bounds)
 
     def sign(self, values: Mapping[str, float], *, bounds: Collapse) -> Sign:
         """What a record looks like after those before, whether or not it has for long."""
@@ -140,21 +137,32 @@ class Verdict:
             return Sign("constant", (Crossed(records.OUTPUT_STD, std, "<=", bounds.constant_std),))
         return _few_dimensions(values, bounds)
 
-    def _suspects(self, step: int, sign: Kind) -> "Verdict":
+    def _suspects(self, step: int, sign: Kind, bounds: Collapse) -> "Verdict":
         """Takes in what the record looks like."""
-        if sign == "none":
-            leaving = step if self.leaving_since is None else self.leaving_since
-            if self.kind in records.COLLAPSES:
-                return replace(self, leaving_since=leaving)
-            return self._unsuspected()
-        number = self.signs_number + 1
-        suspected = dict(self.suspected)
-        first, weight = suspected.pop(sign, (step, 0))
-        suspected[sign] = first, weight + number
-        return replace(self, suspected=suspected, signs_number=number, leaving_since=None)
+        passed = step - self.step
+        suspected: dict[Kind, tuple[int, float]] = {}
+        for kind in _COLLAPSES:
+            since, before = self.suspected.get(kind, (step, 0.0))
+            if sign == kind or (kind == "constant" and sign in _SAME_TARGETS):
+                suspected[kind] = since, min(before + passed, bounds.certain_steps)
+                continue
+            # A target that wanders a little is still the same for all images.
+            lasting = kind in _SAME_TARGETS and (sign == "constant" or sign in _SAME_TARGETS)
+            after = before - _ABSENCE * passed / (2 if lasting else 1)
+            if after > 0:
+                suspected[kind] = since, after
+        first = (sign, step) if self.first_sign is None and sign != "none" else self.first_sign
+        leaving = None if sign != "none" else step if self.leaving_since is None else self.leaving_since
+        return replace(
+            self, step=step, suspected=suspected, first_sign=first if suspected else None, leaving_since=leaving
+        )
 
-    def _unsuspected(self) -> "Verdict":
-        return replace(self, suspected={}, signs_number=0, leaving_since=None)
+    def _likeliest(self, sign: Kind) -> Kind:
+        """The suspected kind with the largest sum; of equal ones the one that was seen last."""
+        sums = {kind: each for kind, (_, each) in self.suspected.items()}
+        # Uniform targets and those on one prototype are the same for all images too: constant is never behind them.
+        narrow = [kind for kind in _SAME_TARGETS if sums.get(kind, -1.0) >= _ALIKE * max(sums.values())]
+        return max(narrow or sums, key=lambda kind: (sums[kind], kind == sign))
 
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
         """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
@@ -170,29 +178,31 @@ class Verdict:
         moving = not all(stays)
         return replace(seen, moving=moving, has_moved=seen.has_moved or (moving and seen.moving))
 
-    def _called(self, step: int, bounds: Collapse) -> "Verdict":
+    def _called(self, step: int, sign: Kind, bounds: Collapse) -> "Verdict":
         """The verdict on what was taken in."""
-        if self.leaving_since is not None:
-            assert self.onset_step is not None
-            if step - self.leaving_since < bounds.certain_steps:
-                return self
-            left = (*self.left, (self.kind, self.onset_step, self.leaving_since))
-            return replace(self._unsuspected(), kind="none", onset_step=None, left=left)
-        has_started = self.has_moved and self.has_been_sharp
-        first = self.first_sign
-        if (
-            has_started
-            and first is not None
-            and (self.kind in records.COLLAPSES or step - first[1] >= bounds.certain_steps)
+        certain = bounds.certain_steps
+        if not (self.has_moved and self.has_been_sharp):
+            if step - self.started_step >= certain:
+                return replace(self, kind="not_started", onset_step=self.started_step)
+            return replace(self, kind="none", onset_step=None)
+        is_collapse = self.kind in records.COLLAPSES
+        if self.suspected and (
+            is_collapse or any(step - since >= certain <= each for since, each in self.suspected.values())
         ):
-            # Of equal weight, the one that was seen last.
-            kind, (since, _) = max(reversed(list(self.suspected.items())), key=lambda each: each[1][1])
-            return replace(self, kind=kind, onset_step=since)
-        if not has_started and step - self.started_step >= bounds.certain_steps:
-            return replace(self, kind="not_started", onset_step=self.started_step)
-        return replace(self, kind="none", onset_step=None)
+            kind = self._likeliest(sign)
+            return replace(self, kind=kind, onset_step=self.suspected[kind][0])
+        left = ((self.kind, self.onset_step, self.leaving_since),) if is_collapse else ()
+        return replace(self, kind="none", onset_step=None, left=(*self.left, *left))
 
 
+_COLLAPSES = cast(tuple[Kind, ...], records.COLLAPSES)
+_SAME_TARGETS: tuple[Kind, ...] = ("uniform", "one_prototype")
+"""Narrower kinds of `constant`."""
+_ABSENCE = 1.5
+"""Steps that a step away takes from a sum: after two thirds of `certain_steps` away, a kind that comes back is dated
+anew. Where readers of curves date a collapse that flickers (experiments/README.md, the verdict beside readers)."""
+_ALIKE = 0.75
+"""Share of the largest sum with which a narrower kind still names a collapse: one record by the way renames none."""
 _GEOMETRY = (records.EMBEDDING_RANK, records.EMBEDDING_STD, records.OUTPUT_RANK, records.OUTPUT_STD)
 
 
