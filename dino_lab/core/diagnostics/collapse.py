@@ -33,9 +33,11 @@ class Collapse(Settings):
     constant_std: float = Field(default=0.1, ge=0, lt=1)
     """Std of outputs below which all images have the same, where outputs are vectors and not distributions."""
     unmoved: float = Field(default=0.3, gt=0)
-    """Relative change of a rank or a std, seen in two records on end, up to which it is still where it began."""
+    """Relative change of a rank or a std up to which it is still where it began, unless it is more for
+    `certain_steps`."""
     certain_steps: int = Field(default=40, ge=0)
-    """Steps for which a kind must be suspected before it is called, and over which its records are counted."""
+    """Steps for which there must be signs before a collapse is called, and over which they are counted; and for which a
+    network must stand still, or move, before that is said."""
     certain_fraction: float = Field(default=0.02, ge=0, lt=1)
     """The same as a fraction of the run, where that is more: what is slow to start in a long run is not collapsed."""
     policy: Literal["record", "stop"] = "record"
@@ -108,8 +110,8 @@ class Verdict:
     started: Mapping[str, float] | None = None
     """Ranks and stds of the first record."""
     started_step: int = 0
-    moving: bool = False
-    """Whether one of them was elsewhere in the last record."""
+    moving_since: int | None = None
+    """Since when one of them has been elsewhere, without a break."""
     has_moved: bool = False
 
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
@@ -117,8 +119,8 @@ class Verdict:
 
         Each kind has a cumulative sum, as of Page (Continuous inspection schemes, Biometrika 1954): a record that looks
         like it adds the steps since the record before, up to `certain_steps`; any other takes half as much again. A
-        kind is suspected while its sum is above zero, called when it is at `certain_steps` that long after it left
-        zero, and dated by when it did. The largest sum names a collapse. It is taken back when no kind is suspected any
+        kind is suspected while its sum is above zero, and dated by when it left zero. Once any kind has been suspected
+        for `certain_steps` a collapse is called, by the largest sum. It is taken back when no kind is suspected any
         more, and stays among what was left.
         """
         if records.LOSS not in values:
@@ -169,25 +171,29 @@ class Verdict:
         # Outputs that are no distributions cannot be flat.
         sharp = not _has_targets(values) or _entropy(values) < bounds.uniform_entropy or _kl(values) > bounds.low_kl
         seen = replace(self, has_been_sharp=self.has_been_sharp or sharp)
-        shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
+        shown = {name: values[name] for name in _LEAST if math.isfinite(values.get(name, math.nan))}
         if seen.started is None:
-            # Whoever shows no geometry cannot be said to stand still.
-            return replace(seen, started=shown, started_step=step, has_moved=not shown)
+            # Whoever shows no geometry, or one dimension and no deviation from the start, is not known to stand still.
+            starts = {name: value for name, value in shown.items() if value > _LEAST[name]}
+            return replace(seen, started=starts, started_step=step, has_moved=not starts)
         # What is no number any more is elsewhere too.
         stays = (abs(shown.get(name, math.inf) - at) <= bounds.unmoved * at for name, at in seen.started.items())
-        moving = not all(stays)
-        return replace(seen, moving=moving, has_moved=seen.has_moved or (moving and seen.moving))
+        since = None if all(stays) else step if seen.moving_since is None else seen.moving_since
+        moved = since is not None and step - since >= bounds.certain_steps
+        return replace(seen, moving_since=since, has_moved=seen.has_moved or moved)
 
     def _called(self, step: int, sign: Kind, bounds: Collapse) -> "Verdict":
         """The verdict on what was taken in."""
         certain = bounds.certain_steps
         if not (self.has_moved and self.has_been_sharp):
-            if step - self.started_step >= certain:
+            # A single record elsewhere is chance.
+            still = self.kind == "not_started" or self.moving_since is None or not self.has_been_sharp
+            if still and step - self.started_step >= certain:
                 return replace(self, kind="not_started", onset_step=self.started_step)
             return replace(self, kind="none", onset_step=None)
         is_collapse = self.kind in records.COLLAPSES
         if self.suspected and (
-            is_collapse or any(step - since >= certain <= each for since, each in self.suspected.values())
+            is_collapse or (sign != "none" and self.first_sign is not None and step - self.first_sign[1] >= certain)
         ):
             kind = self._likeliest(sign)
             return replace(self, kind=kind, onset_step=self.suspected[kind][0])
@@ -203,7 +209,13 @@ _ABSENCE = 1.5
 anew. Where readers of curves date a collapse that flickers (experiments/README.md, the verdict beside readers)."""
 _ALIKE = 0.75
 """Share of the largest sum with which a narrower kind still names a collapse: one record by the way renames none."""
-_GEOMETRY = (records.EMBEDDING_RANK, records.EMBEDDING_STD, records.OUTPUT_RANK, records.OUTPUT_STD)
+_LEAST = {
+    records.EMBEDDING_RANK: 1.01,
+    records.EMBEDDING_STD: 0.01,
+    records.OUTPUT_RANK: 1.01,
+    records.OUTPUT_STD: 0.01,
+}
+"""Ranks and stds that show whether a network moves, each with what it is where all images are alike."""
 
 
 def _has_targets(values: Mapping[str, float]) -> bool:

@@ -86,7 +86,7 @@ def test_kind_and_date_are_those_of_sums_as_a_plain_loop_makes_them(seed: int, p
         since = None if total == 0 else i * period if since is None else since
         if since is None:
             kind, onset = "none", None
-        elif kind == "few_prototypes" or (total == 40 and i * period - since >= 40):
+        elif kind == "few_prototypes" or (sign and i * period - since >= 40):
             kind, onset = "few_prototypes", since
     last = verdicts([FEW_PROTOTYPES if sign else HEALTHY for sign in signs], period=period)[-1]
     assert (last.kind, last.onset_step) == (kind, onset)
@@ -128,9 +128,11 @@ def test_a_collapse_that_becomes_another_has_its_name_and_its_date_but_is_not_le
     assert (seen[-1].first_sign, seen[-1].left) == (("few_prototypes", 20), ())
 
 
-def test_a_kind_is_certain_on_its_own_and_not_by_what_went_before() -> None:
-    seen = verdicts([HEALTHY] * 3 + [FEW_PROTOTYPES] * 2 + [ONE_PROTOTYPE] * 5)
-    assert [(verdict.kind, verdict.onset_step) for verdict in seen] == ([("none", None)] * 9 + [("one_prototype", 60)])
+def test_a_collapse_is_certain_from_its_first_sign_though_it_had_another_name_then() -> None:
+    seen = verdicts([HEALTHY] * 3 + [FEW_PROTOTYPES] * 2 + [ONE_PROTOTYPE] * 4)
+    assert [(verdict.kind, verdict.onset_step) for verdict in seen] == (
+        [("none", None)] * 7 + [("one_prototype", 60)] * 2
+    )
 
 
 # ------------------------------------------------------------------------------ constant and its narrower kinds
@@ -279,17 +281,29 @@ def test_a_trial_that_stays_where_it_began_has_not_started() -> None:
 
 @pytest.mark.parametrize("name", geometry(1))
 @pytest.mark.parametrize("change", [0.69, 1.31])
-def test_it_has_started_once_a_rank_or_a_std_is_elsewhere_in_two_records(name: str, change: float) -> None:
+def test_it_has_started_once_a_rank_or_a_std_is_elsewhere_for_the_certain_steps(name: str, change: float) -> None:
     moved = values(HEALTHY) | geometry(1.0) | {name: change * geometry(1.0)[name]}
     still = values(HEALTHY) | geometry(1.0)
-    assert verdicts([still] * 6 + [moved, still] * 3)[-1].kind == "not_started"
-    assert verdicts([still] * 6 + [moved] * 2 + [still] * 6)[-1].kind == "none"
+    assert verdicts([still] * 6 + ([moved] * 4 + [still]) * 3)[-1].kind == "not_started"
+    assert verdicts([still] * 6 + [moved] * 5 + [still] * 6)[-1].kind == "none"
+
+
+def test_what_moves_from_the_start_is_not_taken_to_stand_still_meanwhile() -> None:
+    seen = verdicts(values(HEALTHY) | geometry(scale) for scale in (1.0, *[0.5] * 6))
+    assert {verdict.kind for verdict in seen} == {"none"}
+
+
+def test_one_dimension_without_deviation_from_the_start_does_not_show_that_a_network_stands_still() -> None:
+    alike = dict.fromkeys((records.EMBEDDING_RANK, records.OUTPUT_RANK), 1.0)
+    alike |= dict.fromkeys((records.EMBEDDING_STD, records.OUTPUT_STD), 0.0)
+    seen = verdicts(values(state) | alike for state in [ONE_PROTOTYPE] + [SAME] * 4 + [UNIFORM] * 8)
+    assert (seen[-1].kind, seen[-1].onset_step) == ("uniform", 60)
 
 
 def test_a_network_that_stands_still_is_called_by_no_collapse_and_one_that_moves_later_from_its_first_sign() -> None:
     still, moved = (values(ONE_PROTOTYPE) | geometry(scale) for scale in (1.0, 0.5))
     assert verdicts([still] * 20)[-1].kind == "not_started"
-    seen = verdicts([still] * 8 + [moved] * 2)
+    seen = verdicts([still] * 8 + [moved] * 5)
     assert (seen[-1].kind, seen[-1].onset_step) == ("one_prototype", 10)
 
 
