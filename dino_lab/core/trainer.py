@@ -112,7 +112,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     # ------------------------------------------------------------------ loop
     recorded_step, recorded_seconds = first_step, seconds
     _forget_peak_memory()
-    stopped = trial.collapse.stops(first_step, verdict.kind, verdict.onset_step)
+    stopped = trial.collapse.stops(first_step, verdict)
     ahead = range(first_step, first_step if stopped else steps)
     loader = batches.load(ahead, loader_workers=trial.runtime.loader_workers)
     for step in ahead:
@@ -177,7 +177,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 measured[records.ENTROPY_FRACTION] = fraction
             values = {name: float(value) for name, value in measured.items()}
             verdict = verdict.after(done, values, bounds=bounds)
-            stopped = trial.collapse.stops(done, verdict.kind, verdict.onset_step)
+            stopped = trial.collapse.stops(done, verdict)
             if evaluated or stopped:
                 names = trial.evals.at_end if done == steps or stopped else trial.evals.during
                 values |= evaluation.trained(encoders, names)

@@ -156,7 +156,7 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
             raise
         else:
             *_, last = folder.records()
-            stopped = last.epoch < trial.epochs and trial.collapse.stops(last.step, last.verdict, last.onset_step)
+            stopped = trial.collapse.policy == "stop" and last.epoch < trial.epochs
             folder.write_end(End("stopped" if stopped else "finished", None, time.monotonic() - start))
 
 

@@ -391,12 +391,12 @@ AT_ONCE = {
     "collapse.certain_steps": 0,
     "collapse.certain_fraction": 0.0,
 }
-"""Whatever moves is called one prototype: of the third step on, since it has to be elsewhere in two."""
+"""Whatever moves is called one prototype: of the second step on, since the first is where it began."""
 
 
 def test_a_collapse_is_recorded_and_changes_nothing_else(short: Trial, tmp_path: Path) -> None:
     plain, called = run(short, tmp_path), run(short.but(AT_ONCE), tmp_path)
-    assert [record.verdict for record in called] == ["none"] + ["not_started"] * 2 + ["one_prototype"] * 4
+    assert [record.verdict for record in called] == ["none", "not_started"] + ["one_prototype"] * 5
     assert [each[:3] for each in shown(called)] == [each[:3] for each in shown(plain)]
 
 

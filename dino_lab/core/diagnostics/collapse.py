@@ -33,8 +33,7 @@ class Collapse(Settings):
     constant_std: float = Field(default=0.1, ge=0, lt=1)
     """Std of outputs below which all images have the same, where outputs are vectors and not distributions."""
     unmoved: float = Field(default=0.3, gt=0)
-    """Relative change of a rank or a std up to which it is still where it began, unless it is more for
-    `certain_steps`."""
+    """Relative change of a rank or a std up to which it is still where it began."""
     certain_steps: int = Field(default=40, ge=0)
     """Steps for which there must be signs before a collapse is called, and over which they are counted; and for which a
     network must stand still, or move, before that is said."""
@@ -43,7 +42,7 @@ class Collapse(Settings):
     policy: Literal["record", "stop"] = "record"
     """Whether a collapse is recorded, or ends the trial."""
     after_steps: int = Field(default=100, ge=0)
-    """Steps from its onset after which a collapse that is called ends the trial, with policy = 'stop'."""
+    """Steps from its first sign, of whatever kind, after which a collapse ends the trial, with policy = 'stop'."""
 
     @model_validator(mode="after")
     def _bounds_apart(self) -> "Collapse":
@@ -60,11 +59,11 @@ class Collapse(Settings):
             update={"certain_steps": max(self.certain_steps, math.ceil(self.certain_fraction * steps))}
         )
 
-    def stops(self, step: int, verdict: str, onset_step: int | None) -> bool:
+    def stops(self, step: int, verdict: "Verdict") -> bool:
         """Whether a trial with this verdict ends here."""
-        if self.policy == "record" or verdict not in records.COLLAPSES or onset_step is None:
+        if self.policy == "record" or verdict.kind not in records.COLLAPSES or verdict.first_sign is None:
             return False
-        return step - onset_step >= self.after_steps
+        return step - verdict.first_sign[1] >= self.after_steps
 
 
 @dataclass(frozen=True)
@@ -98,30 +97,32 @@ class Verdict:
     left: tuple[tuple[Kind, int, int], ...] = ()
     """Collapses that were called and left: kind, first and last step."""
     suspected: Mapping[Kind, tuple[int, float]] = field(default_factory=dict)
-    """Kinds whose sum is above zero: since which step, and the sum, in steps."""
+    """Kinds with a sum: since which step, and the sum, in steps."""
     first_sign: tuple[Kind, int] | None = None
     """What the first record looked like since when any kind has been suspected, and its step."""
     leaving_since: int | None = None
     """Since when there has been no sign."""
-    step: int = 0
+    step: int | None = None
     """Of the last record."""
     has_been_sharp: bool = False
     """Whether targets have ever not been flat, or the student had still to follow them."""
     started: Mapping[str, float] | None = None
-    """Ranks and stds of the first record."""
+    """Ranks and stds of the first record, those that could become less."""
     started_step: int = 0
-    moving_since: int | None = None
-    """Since when one of them has been elsewhere, without a break."""
+    moving: bool = False
+    """Whether one of them was elsewhere in the last record."""
+    moving_since: int = 0
+    """Since when that has been so, or has not."""
     has_moved: bool = False
 
     def after(self, step: int, values: Mapping[str, float], *, bounds: Collapse) -> "Verdict":
         """The verdict with one more record; a record without a loss, that of the untrained network, changes nothing.
 
         Each kind has a cumulative sum, as of Page (Continuous inspection schemes, Biometrika 1954): a record that looks
-        like it adds the steps since the record before, up to `certain_steps`; any other takes half as much again. A
-        kind is suspected while its sum is above zero, and dated by when it left zero. Once any kind has been suspected
-        for `certain_steps` a collapse is called, by the largest sum. It is taken back when no kind is suspected any
-        more, and stays among what was left.
+        like it adds the steps since the record before, up to `certain_steps`; any other takes more than that away. A
+        kind is suspected from when its sum leaves zero, which is its date, until it is back there. Once any has been
+        suspected for `certain_steps` a collapse is called, by the kind with the largest sum. It is taken back when none
+        is suspected any more, and stays among what was left.
         """
         if records.LOSS not in values:
             return self
@@ -141,17 +142,14 @@ class Verdict:
 
     def _suspects(self, step: int, sign: Kind, bounds: Collapse) -> "Verdict":
         """Takes in what the record looks like."""
-        passed = step - self.step
+        passed = 0 if self.step is None else step - self.step
         suspected: dict[Kind, tuple[int, float]] = {}
         for kind in _COLLAPSES:
             since, before = self.suspected.get(kind, (step, 0.0))
-            if sign == kind or (kind == "constant" and sign in _SAME_TARGETS):
+            same = kind in _SAME_TARGETS and sign in _SAME_TARGETS
+            if sign == kind or (same and kind == "constant"):
                 suspected[kind] = since, min(before + passed, bounds.certain_steps)
-                continue
-            # A target that wanders a little is still the same for all images.
-            lasting = kind in _SAME_TARGETS and (sign == "constant" or sign in _SAME_TARGETS)
-            after = before - _ABSENCE * passed / (2 if lasting else 1)
-            if after > 0:
+            elif (after := before - _ABSENCE * passed / (2 if same else 1)) > 0:
                 suspected[kind] = since, after
         first = (sign, step) if self.first_sign is None and sign != "none" else self.first_sign
         leaving = None if sign != "none" else step if self.leaving_since is None else self.leaving_since
@@ -159,12 +157,14 @@ class Verdict:
             self, step=step, suspected=suspected, first_sign=first if suspected else None, leaving_since=leaving
         )
 
-    def _likeliest(self, sign: Kind) -> Kind:
-        """The suspected kind with the largest sum; of equal ones the one that was seen last."""
+    def _likeliest(self) -> Kind:
+        """The suspected kind with the largest sum, and of the same target for all images the narrowest that fits."""
         sums = {kind: each for kind, (_, each) in self.suspected.items()}
-        # Uniform targets and those on one prototype are the same for all images too: constant is never behind them.
-        narrow = [kind for kind in _SAME_TARGETS if sums.get(kind, -1.0) >= _ALIKE * max(sums.values())]
-        return max(narrow or sums, key=lambda kind: (sums[kind], kind == sign))
+        kind = max(sums, key=lambda each: sums[each])
+        if kind not in _SAME_TARGETS:
+            return kind
+        narrow: list[Kind] = [each for each in _NARROW if each in sums and sums[each] >= _ALIKE * sums["constant"]]
+        return narrow[0] if len(narrow) == 1 else "constant"
 
     def _shows(self, step: int, values: Mapping[str, float], bounds: Collapse) -> "Verdict":
         """Takes in whether there is anything that could collapse: targets that are not flat, and movement."""
@@ -175,47 +175,50 @@ class Verdict:
         if seen.started is None:
             # Whoever shows no geometry, or one dimension and no deviation from the start, is not known to stand still.
             starts = {name: value for name, value in shown.items() if value > _LEAST[name]}
-            return replace(seen, started=starts, started_step=step, has_moved=not starts)
+            return replace(seen, started=starts, started_step=step, moving_since=step, has_moved=not starts)
         # What is no number any more is elsewhere too.
         stays = (abs(shown.get(name, math.inf) - at) <= bounds.unmoved * at for name, at in seen.started.items())
-        since = None if all(stays) else step if seen.moving_since is None else seen.moving_since
-        moved = since is not None and step - since >= bounds.certain_steps
-        return replace(seen, moving_since=since, has_moved=seen.has_moved or moved)
+        moving = not all(stays)
+        since = seen.moving_since if moving == seen.moving else step
+        moved = moving and step - since >= bounds.certain_steps
+        return replace(seen, moving=moving, moving_since=since, has_moved=seen.has_moved or moved)
 
     def _called(self, step: int, sign: Kind, bounds: Collapse) -> "Verdict":
         """The verdict on what was taken in."""
         certain = bounds.certain_steps
         if not (self.has_moved and self.has_been_sharp):
-            # A single record elsewhere is chance.
-            still = self.kind == "not_started" or self.moving_since is None or not self.has_been_sharp
-            if still and step - self.started_step >= certain:
+            still = not self.moving and step - self.moving_since >= certain
+            flat = not self.has_been_sharp and step - self.started_step >= certain
+            if self.kind == "not_started" or still or flat:
                 return replace(self, kind="not_started", onset_step=self.started_step)
             return replace(self, kind="none", onset_step=None)
-        is_collapse = self.kind in records.COLLAPSES
-        if self.suspected and (
-            is_collapse or (sign != "none" and self.first_sign is not None and step - self.first_sign[1] >= certain)
-        ):
-            kind = self._likeliest(sign)
+        is_collapse = self.kind in _COLLAPSES
+        if is_collapse and self.suspected and sign == "none":
+            return self
+        if self.first_sign and sign != "none" and (is_collapse or step - self.first_sign[1] >= certain):
+            kind = self._likeliest()
             return replace(self, kind=kind, onset_step=self.suspected[kind][0])
         left = ((self.kind, self.onset_step, self.leaving_since),) if is_collapse else ()
         return replace(self, kind="none", onset_step=None, left=(*self.left, *left))
 
 
 _COLLAPSES = cast(tuple[Kind, ...], records.COLLAPSES)
-_SAME_TARGETS: tuple[Kind, ...] = ("uniform", "one_prototype")
-"""Narrower kinds of `constant`."""
+_NARROW: tuple[Kind, ...] = ("uniform", "one_prototype")
+_SAME_TARGETS: tuple[Kind, ...] = (*_NARROW, "constant")
+"""Kinds whose images all have the same target; a record of a narrow one is one of `constant` too."""
 _ABSENCE = 1.5
-"""Steps that a step away takes from a sum: after two thirds of `certain_steps` away, a kind that comes back is dated
-anew. Where readers of curves date a collapse that flickers (experiments/README.md, the verdict beside readers)."""
+"""Steps that a step away takes from a sum, half as many while the target is still the same for all images. After two
+thirds of `certain_steps` away a kind that comes back is dated anew, as readers of curves do (experiments/README.md,
+the verdict beside readers)."""
 _ALIKE = 0.75
-"""Share of the largest sum with which a narrower kind still names a collapse: one record by the way renames none."""
+"""Share of the sum of `constant` with which a narrow kind, if it is the only one, still names a collapse."""
 _LEAST = {
     records.EMBEDDING_RANK: 1.01,
     records.EMBEDDING_STD: 0.01,
     records.OUTPUT_RANK: 1.01,
     records.OUTPUT_STD: 0.01,
 }
-"""Ranks and stds that show whether a network moves, each with what it is where all images are alike."""
+"""Ranks and stds that show whether a network moves; what is not above this at first cannot."""
 
 
 def _has_targets(values: Mapping[str, float]) -> bool:

@@ -145,15 +145,40 @@ def test_a_narrower_kind_names_a_collapse_until_it_has_been_away_for_some_record
 
 
 def test_targets_that_are_the_same_but_of_no_single_narrower_kind_are_constant_since_they_are_the_same() -> None:
-    seen = verdicts([HEALTHY] * 3 + [UNIFORM, ONE_PROTOTYPE] * 6)
-    assert (seen[-1].kind, seen[-1].onset_step) == ("constant", 40)
+    for number in (3, 30):
+        seen = verdicts([HEALTHY] * 3 + [UNIFORM, ONE_PROTOTYPE] * number)
+        assert (seen[-1].kind, seen[-1].onset_step) == ("constant", 40)
 
 
 def test_a_narrower_kind_that_wanders_keeps_its_date_for_twice_as_long_as_one_that_ends() -> None:
-    """Of its forty steps each record of constant takes 7.5, one of none 15."""
-    for away, onset in (([SAME] * 5, 20), ([SAME] * 6, 160), ([HEALTHY] * 2, 20), ([HEALTHY] * 3, 130)):
-        seen = verdicts([HEALTHY] + [ONE_PROTOTYPE] * 8 + away + [ONE_PROTOTYPE] * 8)
-        assert (seen[-1].kind, seen[-1].onset_step) == ("one_prototype", onset)
+    """Of its forty steps each record with the same target for all takes 7.5, any other 15."""
+    for away, kept in ((SAME, 5), (UNIFORM, 5), (HEALTHY, 2), (FEW_PROTOTYPES, 2)):
+        for number in (kept, kept + 1):
+            seen = verdicts([HEALTHY] + [ONE_PROTOTYPE] * 8 + [away] * number + [ONE_PROTOTYPE] * 8)
+            onset = 20 if number == kept else 110 + 10 * kept
+            assert (seen[-1].kind, seen[-1].onset_step) == ("one_prototype", onset)
+
+
+def test_a_kind_outside_these_loses_as_much_by_them_as_by_any_other() -> None:
+    for away in (SAME, HEALTHY, ONE_PROTOTYPE):
+        for number, onset in ((2, 20), (3, 130)):
+            seen = verdicts([HEALTHY] + [FEW_PROTOTYPES] * 8 + [away] * number + [FEW_PROTOTYPES] * 8)
+            assert (seen[-1].kind, seen[-1].onset_step) == ("few_prototypes", onset)
+
+
+def test_a_record_that_shows_nothing_renames_no_collapse() -> None:
+    seen = verdicts([HEALTHY] + [UNIFORM] * 8 + [SAME] + [HEALTHY] * 3)
+    assert [verdict.kind for verdict in seen[-4:]] == ["uniform"] * 3 + ["none"]
+    assert seen[-1].left == (("uniform", 20, 110),)
+
+
+def test_the_date_does_not_depend_on_the_step_at_which_records_begin() -> None:
+    shown = [values(state) for state in [ONE_PROTOTYPE] + [HEALTHY] * 2 + [ONE_PROTOTYPE] * 10]
+    for start in (0, 10, 5000):
+        verdict = Verdict(has_moved=True, has_been_sharp=True)
+        for i, record in enumerate(shown):
+            verdict = verdict.after(start + 10 * i, record, bounds=BOUNDS)
+        assert (verdict.kind, verdict.onset_step) == ("one_prototype", start + 30)
 
 
 # ------------------------------------------------------------------------------------------ bounds and their kinds
@@ -286,11 +311,30 @@ def test_it_has_started_once_a_rank_or_a_std_is_elsewhere_for_the_certain_steps(
     still = values(HEALTHY) | geometry(1.0)
     assert verdicts([still] * 6 + ([moved] * 4 + [still]) * 3)[-1].kind == "not_started"
     assert verdicts([still] * 6 + [moved] * 5 + [still] * 6)[-1].kind == "none"
+    gone = {key: value for key, value in still.items() if key != name}
+    assert verdicts([still] * 6 + [gone] * 5)[-1].kind == "none", "what is no number any more is elsewhere too"
 
 
 def test_what_moves_from_the_start_is_not_taken_to_stand_still_meanwhile() -> None:
     seen = verdicts(values(HEALTHY) | geometry(scale) for scale in (1.0, *[0.5] * 6))
     assert {verdict.kind for verdict in seen} == {"none"}
+
+
+def test_what_is_now_here_and_now_elsewhere_is_not_called_to_stand_still() -> None:
+    still, moved = (values(HEALTHY) | geometry(scale) for scale in (1.0, 0.5))
+    assert {verdict.kind for verdict in verdicts([still] + ([moved] * 3 + [still]) * 10)} == {"none"}
+    said = verdicts([still] * 6 + [moved] * 3)
+    assert [verdict.kind for verdict in said[-5:]] == ["not_started"] * 5, "what was said stands until it has moved"
+
+
+def test_flat_targets_from_the_start_have_not_started_though_the_network_moves() -> None:
+    assert verdicts(values(UNIFORM) | geometry(scale) for scale in (1.0, *[0.5] * 6))[-1].kind == "not_started"
+
+
+@pytest.mark.parametrize(("start", "kind"), [(1.005, "uniform"), (1.02, "not_started")])
+def test_a_rank_of_one_from_the_start_shows_nothing(start: float, kind: str) -> None:
+    shown = (values(state) | {records.OUTPUT_RANK: start} for state in [ONE_PROTOTYPE] * 2 + [UNIFORM] * 8)
+    assert verdicts(shown)[-1].kind == kind
 
 
 def test_one_dimension_without_deviation_from_the_start_does_not_show_that_a_network_stands_still() -> None:
@@ -337,17 +381,23 @@ def test_a_sign_comes_with_what_crossed_which_bound(state: State, told: list[str
 @pytest.mark.parametrize(
     ("knobs", "verdict", "stops"),
     [
-        ({"policy": "stop", "after_steps": 50}, ("uniform", 150), True),
-        ({"policy": "stop", "after_steps": 51}, ("uniform", 150), False),
-        ({"policy": "stop", "after_steps": 0}, ("none", None), False),
-        ({"policy": "stop", "after_steps": 0}, ("not_started", 10), False),
-        ({"policy": "record", "after_steps": 0}, ("uniform", 150), False),
+        ({"policy": "stop", "after_steps": 50}, Verdict("uniform", 180, first_sign=("constant", 150)), True),
+        ({"policy": "stop", "after_steps": 51}, Verdict("uniform", 180, first_sign=("constant", 150)), False),
+        ({"policy": "stop", "after_steps": 0}, Verdict("none", first_sign=("uniform", 190)), False),
+        ({"policy": "stop", "after_steps": 0}, Verdict("not_started", 10, first_sign=("uniform", 10)), False),
+        ({"policy": "record", "after_steps": 0}, Verdict("uniform", 150, first_sign=("uniform", 150)), False),
     ],
 )
 def test_only_a_collapse_that_has_lasted_ends_a_trial_and_only_if_asked(
-    knobs: dict[str, Any], verdict: tuple[str, int | None], stops: bool
+    knobs: dict[str, Any], verdict: Verdict, stops: bool
 ) -> None:
-    assert Collapse(**knobs).stops(200, *verdict) is stops
+    assert Collapse(**knobs).stops(200, verdict) is stops
+
+
+def test_a_collapse_that_changes_its_name_all_the_time_ends_a_trial_too() -> None:
+    bounds = Collapse(certain_steps=40, policy="stop", after_steps=100)
+    seen = verdicts([HEALTHY] * 3 + [FEW_PROTOTYPES, ONE_PROTOTYPE] * 6, bounds=bounds)
+    assert [bounds.stops(10 * i, verdict) for i, verdict in enumerate(seen, start=1)] == [False] * 13 + [True] * 2
 
 
 # ----------------------------------------------------------------------------- outputs that are no distributions
