@@ -171,10 +171,10 @@ class Verdict:
         # Outputs that are no distributions cannot be flat.
         sharp = not _has_targets(values) or _entropy(values) < bounds.uniform_entropy or _kl(values) > bounds.low_kl
         seen = replace(self, has_been_sharp=self.has_been_sharp or sharp)
-        shown = {name: values[name] for name in _LEAST if math.isfinite(values.get(name, math.nan))}
+        shown = {name: values[name] for name in _GEOMETRY if math.isfinite(values.get(name, math.nan))}
         if seen.started is None:
-            # Whoever shows no geometry, or one dimension and no deviation from the start, is not known to stand still.
-            starts = {name: value for name, value in shown.items() if value > _LEAST[name]}
+            # Whoever shows no geometry, or the same for all images from the start, is not known to stand still.
+            starts = {name: value for name, value in shown.items() if shown.get(_GEOMETRY[name], 1.0) > _SAME_STD}
             return replace(seen, started=starts, started_step=step, moving_since=step, has_moved=not starts)
         # What is no number any more is elsewhere too.
         stays = (abs(shown.get(name, math.inf) - at) <= bounds.unmoved * at for name, at in seen.started.items())
@@ -212,13 +212,15 @@ thirds of `certain_steps` away a kind that comes back is dated anew, as readers 
 the verdict beside readers)."""
 _ALIKE = 0.75
 """Share of the sum of `constant` with which a narrow kind, if it is the only one, still names a collapse."""
-_LEAST = {
-    records.EMBEDDING_RANK: 1.01,
-    records.EMBEDDING_STD: 0.01,
-    records.OUTPUT_RANK: 1.01,
-    records.OUTPUT_STD: 0.01,
+_GEOMETRY = {
+    records.EMBEDDING_RANK: records.EMBEDDING_STD,
+    records.EMBEDDING_STD: records.EMBEDDING_STD,
+    records.OUTPUT_RANK: records.OUTPUT_STD,
+    records.OUTPUT_STD: records.OUTPUT_STD,
 }
-"""Ranks and stds that show whether a network moves; what is not above this at first cannot."""
+"""What shows whether a network moves, each with the std of what it is measured on."""
+_SAME_STD = 0.01
+"""Std up to which all images have the same features, or outputs: a rank of these means nothing."""
 
 
 def _has_targets(values: Mapping[str, float]) -> bool:
