@@ -1,3 +1,5 @@
+import signal
+
 import pytest
 import torch
 
@@ -5,6 +7,8 @@ from dino_lab.core.trial import Trial
 from experiments.baselines import BASELINES
 
 torch.set_num_threads(1)
+# In the background of a shell SIGINT is ignored, and by every process that is started here too: tests of Ctrl-C hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
