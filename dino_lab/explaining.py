@@ -69,7 +69,7 @@ class Explanation:
     onset_percent: float | None
     """Of the whole run."""
     first_sign: tuple[Kind, int] | None
-    """What the collapse looked like when its signs began, and the step, if that was something else."""
+    """What the collapse looked like when its signs began, and the step, if that was not its onset."""
     recorded: str
     """The verdict that stands in the journal, by the bounds of its day."""
     evidence: tuple[Evidence, ...]
@@ -249,8 +249,8 @@ def _evidence(signs: Sequence[tuple[int, Sign]], verdict: Verdict) -> tuple[Evid
 
 
 def _first_sign(verdict: Verdict) -> tuple[Kind, int] | None:
-    first = verdict.first_sign
-    return first if verdict.kind in records.COLLAPSES and first is not None and first[0] != verdict.kind else None
+    is_onset = verdict.first_sign == (verdict.kind, verdict.onset_step)
+    return None if is_onset or verdict.kind not in records.COLLAPSES else verdict.first_sign
 
 
 def _not_begun(shown: Sequence[Record], verdict: Verdict, bounds: Collapse) -> tuple[Evidence, ...]:

@@ -28,6 +28,7 @@ UNIFORM = (0.995, 0.0005, 0.01)
 MORE_UNIFORM = (1.0, 0.0, 0.0)
 ONE_PROTOTYPE = (0.001, 0.0, 0.0005)
 SAME = (0.5, 0.005, 0.3)
+FEW = (0.001, 0.1, 0.001)
 
 
 def values(state: State) -> dict[str, float]:
@@ -195,6 +196,10 @@ def test_what_a_collapse_looked_like_at_first_is_told_where_that_was_something_e
     )
     assert (wandered.kind, wandered.onset_step, wandered.first_sign) == ("constant", 60, ("one_prototype", 60))
     assert {each.onset_step for each in wandered.evidence} == {150}  # where it was not on one prototype any more
+    back = explained(
+        smoke.but({"seed": 3}), lab, journal(*[ONE_PROTOTYPE] * 5, *[FEW] * 5, *[ONE_PROTOTYPE] * 20), FINISHED
+    )
+    assert (back.kind, back.onset_step, back.first_sign) == ("one_prototype", 110, ("one_prototype", 10))
     alike = explained(smoke.but({"seed": 2}), lab, journal(*[HEALTHY] * 5, *[UNIFORM] * 25), FINISHED)
     assert alike.first_sign is None
     assert not any("first sign" in line for line in terminal.explained_lines(alike))
