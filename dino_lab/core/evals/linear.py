@@ -76,22 +76,26 @@ class LinearProbe(Settings):
         weights = features.new_zeros(features.shape[1] + 1, len(rates), classes)
         weights[:-1] = 0.01 * torch.randn(features.shape[1], classes, generator=order)[:, None]
         peaks = features.new_tensor(rates)[:, None] * size / 256
-        weights.requires_grad_()
         optimizer = torch.optim.SGD([weights], lr=1.0, momentum=0.9)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs)
         for _ in range(self.epochs):
             shuffled = torch.randperm(len(features), generator=order).to(features.device)
             for batch in shuffled[: steps_per_epoch * size].split(size):
-                logits = (features[batch] @ weights[:-1].flatten(1)).unflatten(1, weights.shape[1:]) + weights[-1]
-                # Each rate has its own weights, so that the sum of losses has the gradient of each.
-                truth = labels[batch].repeat_interleave(len(rates))
-                loss = F.cross_entropy(logits.flatten(0, 1), truth, reduction="sum") / size
-                (gradient,) = torch.autograd.grad(loss, weights)
+                seen = features[batch]
+                logits = (seen @ weights[:-1].flatten(1)).unflatten(1, weights.shape[1:]) + weights[-1]
+                # The cross-entropy's gradient by its formula: of a probability that moves no weight nothing is left, as
+                # denormal numbers make the product ten times slower.
+                errors = F.threshold(logits.softmax(dim=-1), _NO_PROBABILITY, 0.0)
+                errors[torch.arange(size, device=errors.device), :, labels[batch]] -= 1
+                gradient = torch.cat([seen.T @ errors.flatten(1), errors.sum(dim=0).view(1, -1)]).view_as(weights)
                 # Momentum is of the gradient times the rate, which is the same as long as the rate has one factor.
-                weights.grad = gradient * peaks
+                weights.grad = gradient * peaks / size
                 optimizer.step()
             schedule.step()
-        return weights.detach().transpose(0, 1)
+        return weights.transpose(0, 1)
+
+
+_NO_PROBABILITY = 1e-26
 
 
 def _logits(weights: Float[Tensor, "R F+1 C"], features: Float[Tensor, "B F"]) -> Float[Tensor, "R B C"]:

@@ -37,8 +37,10 @@ def plain(features: Tensor, labels: Tensor, rate: float, *, classes: int, probe:
     return layer
 
 
-def test_each_rate_is_trained_as_it_would_be_alone_by_torch() -> None:
+@pytest.mark.parametrize("scale", [1.0, 30.0], ids=["usual", "probabilities that underflow"])
+def test_each_rate_is_trained_as_it_would_be_alone_by_torch(scale: float) -> None:
     features, labels = clusters(50, 4, noise=1.0, seed=0)
+    features = scale * features
     probe = LinearProbe(epochs=3, batch_size=16)
     rates = (0.01, 0.3, 2.0)
     together = probe._trained(features, labels, rates, classes=4, seed=5)
