@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dino_lab.explaining import Diagnosis, Explanation
     from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.runner import Summary
+    from dino_lab.orchestration.tracking import Sweep
 
 Form: TypeAlias = Literal["timm", "official"]
 
@@ -104,7 +105,7 @@ def plan(
     """Show an experiment's trials, which of them are done, and what is left; start nothing."""
     asked = _ask(name, changes, baseline, seeds, lab, strict=strict)
     found = preparing.findings(_rows(asked), strict=False)
-    from dino_lab.orchestration.folder import status
+    from dino_lab.orchestration.status import status
 
     trials = status(lab, asked.labelled)
     # Two rows may share a trial; it is computed once.
@@ -250,7 +251,7 @@ def status(
 ) -> None:
     """Show where each trial of an experiment stands."""
     asked = _ask(name, changes, baseline, seeds, lab)
-    from dino_lab.orchestration.folder import status
+    from dino_lab.orchestration.status import status
 
     trials = status(lab, asked.labelled)
     if as_json:
@@ -481,6 +482,7 @@ def _run(
     concurrency: int | None = None,
     address: str | None = None,
     tracking_uri: str | None = None,
+    only_failed: bool = False,
     quiet: bool = False,
 ) -> "Summary":
     with _told():
@@ -491,18 +493,12 @@ def _run(
             out.print("whatever stops this, the same command again goes on where each trial was")
         with contextlib.nullcontext(lambda progress: None) if quiet else terminal.following(out) as show:
             summary = runner.run(
-                asked.labelled,
-                name=asked.name,
-                baseline_name=asked.baseline_name,
-                overrides=asked.overrides,
-                note=asked.note,
-                baseline_row=asked.ablation.baseline_row,
-                published=asked.ablation.published,
-                paper_rows=asked.ablation.paper_rows,
+                _sweep(asked),
                 lab=asked.lab,
                 concurrency=concurrency,
                 address=address,
                 tracking_uri=tracking_uri,
+                only_failed=only_failed,
                 on_progress=show,
             )
     if not quiet:
@@ -512,6 +508,21 @@ def _run(
         for note in summary.notes:
             out.print(note, markup=False)
     return summary
+
+
+def _sweep(asked: Asked) -> "Sweep":
+    from dino_lab.orchestration.tracking import Sweep
+
+    return Sweep(
+        name=asked.name,
+        baseline_name=asked.baseline_name,
+        overrides=asked.overrides,
+        note=asked.note,
+        baseline_row=asked.ablation.baseline_row,
+        published=asked.ablation.published,
+        paper_rows=asked.ablation.paper_rows,
+        labelled=asked.labelled,
+    )
 
 
 def _show_explained(
@@ -562,7 +573,7 @@ def _report(asked: Asked) -> None:
     print((folder / "table.md").read_text())
     for name in ("report.html", "figure.pdf", "table.tex"):
         print(folder / name)
-    from dino_lab.orchestration.folder import status
+    from dino_lab.orchestration.status import status
 
     trials = status(asked.lab, asked.labelled)
     out.print(f"trials: {terminal.counts(trials)}")

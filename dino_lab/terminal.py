@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dino_lab.doctor import Finding
     from dino_lab.explaining import Diagnosis, Explanation
     from dino_lab.lint import RowsFinding
-    from dino_lab.orchestration.folder import TrialStatus
     from dino_lab.orchestration.runner import Progress
+    from dino_lab.orchestration.status import TrialStatus
 
 _CLASSES_SHOWN = 20
 Show: TypeAlias = "Callable[[Progress], None]"
@@ -191,6 +191,8 @@ def _live_table(progress: "Progress", height: int) -> Table:
     fit = len(trials) + 5 < height
     table = trial_table(trials if fit else [trial for trial in trials if trial.state in ("running", "failed")])
     table.caption = counts(trials)
+    if progress.seconds_left is not None:
+        table.caption += f", about {duration(progress.seconds_left)} left"
     if progress.retries:
         table.caption += f", {progress.retries} attempts taken up again"
     if progress.mirror_error:

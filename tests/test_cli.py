@@ -15,8 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from dino_lab import asking, cli, terminal
-from dino_lab.orchestration.folder import TrialStatus
 from dino_lab.orchestration.runner import Progress, Summary
+from dino_lab.orchestration.status import TrialStatus
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ["--baseline", "smoke", "--seeds", "0"]
@@ -423,7 +423,7 @@ def test_without_a_terminal_each_change_is_one_line(capsys: pytest.CaptureFixtur
     shown = [_trial("waiting"), _trial("running"), _trial("running", epoch=0.5), _trial("running", epoch=1.0, knn=31.0)]
     with terminal.following(Console(file=io.StringIO())) as show:
         for trial in shown:
-            show(Progress((trial,), mirror_error=None, retries=0))
+            show(Progress((trial,), mirror_error=None, retries=0, seconds_left=None))
     assert capsys.readouterr().out.splitlines() == [
         "both, seed 0: running",
         "both, seed 0: running, k-NN 31.0 %, collapse none",
@@ -434,10 +434,10 @@ def test_live_table_fits_the_terminal_and_tells_of_retries_and_of_mlflow() -> No
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, height=12)
     trials = (*(_trial("finished") for _ in range(30)), _trial("running", epoch=2.0, entropy_fraction=0.5))
     with terminal.following(screen) as show:
-        show(Progress(trials, mirror_error="server is down", retries=2))
+        show(Progress(trials, mirror_error="server is down", retries=2, seconds_left=250.0))
     drawn = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "2.0/8" in drawn
-    assert "30 finished, 1 running, 2 attempts taken up again" in drawn
+    assert "30 finished, 1 running, about 4.2 min left, 2 attempts taken up again" in drawn
     assert "server is down" in drawn
 
 

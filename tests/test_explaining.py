@@ -62,7 +62,7 @@ def written(trial: Trial, lab: Path, of_trial: list[Record], end: End | None = N
     for record in of_trial:
         folder.append(record)
     if end:
-        folder.write_end(end)
+        folder.write_end(end.state, end.error, seconds=end.seconds)
     return folder
 
 
@@ -71,7 +71,7 @@ def explained(trial: Trial, lab: Path, of_trial: list[Record], end: End | None =
     return explaining.explain(trial.identity, lab)[0]
 
 
-FINISHED = End("finished", None, 60.0)
+FINISHED = End("finished", None, 60.0, 0)
 
 
 def test_a_collapse_has_a_name_a_date_and_evidence_at_its_onset_and_at_the_end(smoke: Trial, lab: Path) -> None:
@@ -145,7 +145,7 @@ def test_the_linter_is_asked_with_the_images_that_were_trained_on(smoke: Trial, 
 
 def test_a_trial_that_diverged_did_so_at_its_last_record(smoke: Trial, lab: Path) -> None:
     broken = Record(57, 0.57, 1e9, {}, "diverged", 57)
-    end = End("diverged", "the loss of step 57 is not finite", 9.0)
+    end = End("diverged", "the loss of step 57 is not finite", 9.0, 0)
     said = explained(smoke.but({"optimizer.clip_grad": 0.0}), lab, [*journal(*[HEALTHY] * 5), broken], end)
     assert (said.state, said.kind, said.onset_step, said.error) == ("diverged", "diverged", 57, end.error)
     assert said.title == "diverged from step 57 (epoch 0.57, 19 %)"
@@ -214,12 +214,12 @@ def test_a_journal_that_was_judged_by_other_bounds_is_told(smoke: Trial, lab: Pa
 
 
 def test_how_it_ended_is_told(smoke: Trial, lab: Path) -> None:
-    failed = End("failed", "Traceback\n  File\nMemoryError: too large\n", 3.0)
+    failed = End("failed", "Traceback\n  File\nMemoryError: too large\n", 3.0, 0)
     said = explained(smoke, lab, journal(HEALTHY, HEALTHY), failed)
     lines = terminal.explained_lines(said)
     assert "  failed after 20 steps of 300, 3 records" in lines
     assert "  MemoryError: too large" in lines
-    assert explained(smoke, lab, [], End("stopped", None, 3.0)).state == "stopped"
+    assert explained(smoke, lab, [], End("stopped", None, 3.0, 0)).state == "stopped"
     with locked(TrialFolder(lab, smoke.identity).lock, patience_seconds=0, busy=""):
         written(smoke, lab, [])
         assert explaining.explain(smoke.identity, lab)[0].state == "running"

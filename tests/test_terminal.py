@@ -1,7 +1,7 @@
 """What a terminal shows of trials."""
 
 from dino_lab import terminal
-from dino_lab.orchestration.folder import TrialStatus
+from dino_lab.orchestration.status import TrialStatus
 
 
 def test_a_trial_shows_its_collapse_and_those_that_it_left() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: plain dicts of tensors and numbers; files that are written whole or not at all."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,9 +38,13 @@ def load(path: Path, *, device: torch.device | None = None) -> dict[str, Any]:
     """Reads a checkpoint without running code from it, onto the device, by default the host.
 
     Raises:
-        RuntimeError: the file is not a whole checkpoint.
+        RuntimeError: the file is not a whole checkpoint, or not as it was written.
     """
     try:
+        if zipfile.is_zipfile(path):  # others are torch's older format, of which released weights may be
+            with zipfile.ZipFile(path) as parts:
+                if damaged := parts.testzip():  # torch itself compares no check sums
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
         state: dict[str, Any] = torch.load(path, map_location=device or "cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise

@@ -65,6 +65,8 @@ class Runtime(Settings):
     """Memory that a trial is booked with, GiB; 0 books none."""
     loader_workers: int = Field(default=0, ge=0)
     """Processes that make crops ahead; 0 makes them in the trial's own, of images kept at one size on its device."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Wall time that an attempt may take; then it counts as failed, also if it hangs. None: no limit."""
     log_period_steps: int = Field(default=50, ge=1)
     """Steps between records."""
     checkpoint_period_steps: int = Field(default=500, ge=1)

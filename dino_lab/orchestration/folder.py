@@ -3,26 +3,26 @@
 A second run needs nothing but this folder. Neither Ray nor MLflow is imported here, and torch only to train.
 """
 
+import faulthandler
 import fcntl
 import json
 import logging
 import os
+import socket
 import time
 import traceback
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
-from dino_lab.core.records import ENTROPY_FRACTION, IMAGES_PER_SECOND, KNN, Record
+from dino_lab.core.records import Record
 
 if TYPE_CHECKING:
-    from dino_lab.ablation import LabelledTrial
     from dino_lab.core.trial import Trial
 
-Ended: TypeAlias = Literal["finished", "stopped", "diverged", "failed"]
+Ended: TypeAlias = Literal["finished", "stopped", "pruned", "diverged", "failed"]
 State: TypeAlias = Literal["waiting", "running", "interrupted"] | Ended
 Train: TypeAlias = Callable[..., Iterator[Record]]
 
@@ -32,15 +32,16 @@ _PREDECESSOR_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class End:
-    """How a trial ended, and the wall time of the attempt that ended it."""
+    """How a trial ended, the wall time of the attempt that ended it, and how many records it left."""
 
     state: Ended
     error: str | None
     seconds: float
+    records: int
 
     @property
     def is_final(self) -> bool:
-        """Never run again: finished, stopped for its collapse, or diverged. What failed is tried again."""
+        """Never run again: finished, stopped for its collapse, pruned by its search, or diverged. What failed is."""
         return self.state != "failed"
 
 
@@ -55,14 +56,33 @@ class TrialFolder:
         self.data = self.path / "data.json"
         self._pictures = self.path / "pictures"
         self.lock = self.path / "lock"
+        self.overtime = self.path / "overtime.txt"
+        """Where an attempt stood that took longer than it may."""
         self._end = self.path / "end.json"
 
-    def records(self, skip: int = 0) -> list[Record]:
-        """The journal after its first `skip` records; a last line that is not whole is left out."""
-        if not self.journal.exists():
-            return []
-        whole, _, _torn = self.journal.read_text().rpartition("\n")
-        return [_record(json.loads(line)) for line in whole.splitlines()[skip:]]
+    def records(self) -> list[Record]:
+        """The whole journal."""
+        return self.records_after(0)[0]
+
+    def records_after(self, offset: int) -> tuple[list[Record], int]:
+        """The journal's records from this byte on, and the byte behind them, from which to read on.
+
+        It ends at the first line that cannot be read, as one is that is being written.
+        """
+        try:
+            with self.journal.open("rb") as journal:
+                journal.seek(offset)
+                lines = journal.read().splitlines(keepends=True)
+        except FileNotFoundError:
+            return [], offset
+        records = []
+        for line in lines:
+            try:
+                records.append(_record(line))
+            except (ValueError, TypeError):
+                break
+            offset += len(line)
+        return records, offset
 
     def pictures(self, after: int) -> list[tuple[str, int, Path]]:
         """Pictures of steps after this one, oldest first: what is drawn, the step, and the file."""
@@ -81,7 +101,7 @@ class TrialFolder:
             os.fsync(journal.fileno())
 
     def begin(self, trial: "Trial") -> int:
-        """Makes the folder ready for an attempt: an earlier failure and a torn last line of the journal are removed.
+        """Makes the folder ready for an attempt: without an earlier failure, and a journal whose every line is whole.
 
         Returns:
             The last step in the journal, -1 if there is none.
@@ -89,29 +109,51 @@ class TrialFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         _write(self.trial, trial.model_dump_json(indent=2))
         self._end.unlink(missing_ok=True)
+        self.overtime.unlink(missing_ok=True)
+        records, whole = self.records_after(0)
         if self.journal.exists():
-            os.truncate(self.journal, self.journal.read_bytes().rfind(b"\n") + 1)
-        return max((record.step for record in self.records()), default=-1)
+            os.truncate(self.journal, whole)
+        return records[-1].step if records else -1
 
-    def usable_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from; one that is cut short is set aside and said so in the log."""
+    def usable_checkpoint(self, last_step: int) -> Path | None:
+        """The checkpoint to go on from: a whole one that is not ahead of the journal, which ends at this step.
+
+        Else it is set aside and said so in the log: trained afresh, the trial makes the same records again.
+        """
+        from dino_lab.core import checkpoint
+
         if not self.checkpoint.exists():
             return None
-        if zipfile.is_zipfile(self.checkpoint):
-            return self.checkpoint
-        aside = self.checkpoint.with_name("checkpoint.unreadable")
+        try:
+            step = checkpoint.load(self.checkpoint)["step"]
+            if step <= last_step:
+                return self.checkpoint
+            why = f"is of step {step}, and the journal ends at {last_step}"
+        except RuntimeError as error:
+            why = str(error)
+        aside = self.checkpoint.with_name("checkpoint.unusable")
         os.replace(self.checkpoint, aside)
-        logging.getLogger(__name__).warning("%s cannot be read: trained afresh from step 0", aside)
+        logging.getLogger(__name__).warning("%s: %s; trained afresh from step 0", aside, why)
         return None
 
     def end(self) -> End | None:
+        """How the trial ended; None also if the journal has lost records since: they can be made again."""
         try:
-            return End(**json.loads(self._end.read_text()))
+            end = End(**json.loads(self._end.read_text()))
         except FileNotFoundError:  # asked for after the fact: a retry removes it at any time
             return None
+        except (ValueError, TypeError):  # damaged
+            return None
+        return end if end.records <= self._lines() else None
 
-    def write_end(self, end: End) -> None:
-        _write(self._end, json.dumps(asdict(end)))
+    def write_end(self, state: Ended, error: str | None = None, *, seconds: float) -> None:
+        _write(self._end, json.dumps(asdict(End(state, error, seconds, self._lines()))))
+
+    def _lines(self) -> int:
+        try:
+            return self.journal.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
 
     def state(self) -> State:
         """As the folder shows it now: how it ended, or whether a process trains it."""
@@ -127,6 +169,7 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
 
     Each record is in the journal before it is yielded. Steps between the checkpoint and a crash are computed
     a second time, to the same bits, and yielded, but the journal keeps their first record: each step is there once.
+    After `runtime.max_minutes` the process ends itself, whatever it is at.
 
     Args:
         train: In place of `dino_lab.core.trainer.train`.
@@ -143,78 +186,38 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
         if (earlier := folder.end()) and earlier.is_final:
             return
         last_step = folder.begin(trial)
+        checkpoint = folder.usable_checkpoint(last_step)
         start = time.monotonic()
         try:
-            for record in (train or train_dino)(trial, workdir=folder.path, resume_from=folder.usable_checkpoint()):
-                if record.step > last_step:
-                    folder.append(record)
-                yield record
+            with _limited(trial.runtime.max_minutes, folder.overtime):
+                for record in (train or train_dino)(trial, workdir=folder.path, resume_from=checkpoint):
+                    if record.step > last_step:
+                        folder.append(record)
+                    yield record
         except Diverged as error:
-            folder.write_end(End("diverged", str(error), time.monotonic() - start))
+            folder.write_end("diverged", str(error), seconds=time.monotonic() - start)
         except Exception:
-            folder.write_end(End("failed", traceback.format_exc(), time.monotonic() - start))
+            folder.write_end("failed", traceback.format_exc(), seconds=time.monotonic() - start)
             raise
         else:
             *_, last = folder.records()
             stopped = trial.collapse.policy == "stop" and last.epoch < trial.epochs
-            folder.write_end(End("stopped" if stopped else "finished", None, time.monotonic() - start))
+            folder.write_end("stopped" if stopped else "finished", seconds=time.monotonic() - start)
 
 
-@dataclass(frozen=True)
-class TrialStatus:
-    """Where one trial stands. What no record has said yet is None."""
-
-    trial_id: str
-    row: str
-    seed: int
-    epochs: int
-    state: State = "waiting"
-    records: int = 0
-    step: int | None = None
-    epoch: float | None = None
-    entropy_fraction: float | None = None
-    knn: float | None = None
-    images_per_second: float | None = None
-    verdict: str = "none"
-    onset_step: int | None = None
-    left: tuple[tuple[str, int, int], ...] = ()
-    """Collapses that were called and taken back: kind, first and last step."""
-    seconds: float | None = None
-    """Wall time of the attempt that ended it."""
-    error: str | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Not ended: the same command again goes on with it."""
-        return self.state in ("waiting", "running", "interrupted")
-
-
-def status(lab: Path, labelled: "list[LabelledTrial]") -> list[TrialStatus]:
-    """Where each trial stands, from the folders alone."""
-    return [
-        refreshed(TrialStatus(each.trial.identity, each.row, each.seed, each.trial.epochs), lab) for each in labelled
-    ]
-
-
-def refreshed(trial: TrialStatus, lab: Path) -> TrialStatus:
-    """The status brought up to date; of the journal only what is new is parsed."""
-    folder = TrialFolder(lab, trial.trial_id)
-    state, end = folder.state(), folder.end()
-    trial = replace(trial, state=state, seconds=end.seconds if end else None, error=end.error if end else None)
-    for record in folder.records(skip=trial.records):
-        trial = replace(
-            trial,
-            records=trial.records + 1,
-            step=record.step,
-            epoch=record.epoch,
-            entropy_fraction=record.values.get(ENTROPY_FRACTION, trial.entropy_fraction),
-            knn=record.values.get(KNN, trial.knn),
-            images_per_second=record.values.get(IMAGES_PER_SECOND, trial.images_per_second),
-            verdict=record.verdict,
-            onset_step=record.onset_step,
-            left=tuple(record.left),
-        )
-    return trial
+@contextmanager
+def _limited(minutes: float | None, overtime: Path) -> Iterator[None]:
+    """Ends this process if the block takes longer, also where it hangs; the file then says where every thread stood."""
+    if minutes is None:
+        yield
+        return
+    with overtime.open("w") as file:
+        faulthandler.dump_traceback_later(60 * minutes, exit=True, file=file)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    overtime.unlink()
 
 
 @contextmanager
@@ -222,7 +225,7 @@ def locked(path: Path, *, patience_seconds: float, busy: str) -> Iterator[None]:
     """Holds the file's lock, alone, for the block. The system frees it when the holder dies, however it dies.
 
     Raises:
-        ValueError: `busy` and the holder's process id, if it is still held after `patience_seconds`.
+        ValueError: `busy`, the holder's process id and its machine, if it is still held after `patience_seconds`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -232,7 +235,7 @@ def locked(path: Path, *, patience_seconds: float, busy: str) -> Iterator[None]:
                 raise ValueError(f"{busy} by process {path.read_text()}")
             time.sleep(0.1)
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             yield
@@ -257,8 +260,15 @@ def _take(file: IO[str], kind: int) -> bool:
     return True
 
 
-def _record(values: dict[str, Any]) -> Record:
-    """As it was before JSON made lists of its tuples."""
+def _record(line: bytes) -> Record:
+    """As it was before JSON made lists of its tuples.
+
+    Raises:
+        ValueError: the line is not whole.
+    """
+    if not line.endswith(b"\n"):
+        raise ValueError("cut short")
+    values: dict[str, Any] = json.loads(line)
     return Record(**values | {"left": tuple((kind, first, last) for kind, first, last in values.get("left", ()))})
 
 

@@ -37,6 +37,7 @@ _RUN_STATUS: dict[State, str] = {
     "interrupted": "KILLED",
     "finished": "FINISHED",
     "stopped": "FINISHED",
+    "pruned": "FINISHED",
     "diverged": "FAILED",
     "failed": "FAILED",
 }
@@ -224,6 +225,9 @@ class _Mirrored:
         self._trial_id = run.data.tags["dino_lab.trial_id"]
         self._status = run.info.status
         self._tags = dict(run.data.tags)
+        self._read_records = 0
+        """Of the journal, by this driver, up to `_read_bytes`; what another sent before is read and not sent again."""
+        self._read_bytes = 0
 
     @property
     def state(self) -> str:
@@ -237,8 +241,10 @@ class _Mirrored:
         """Sends the records that are new, each batch with the tags of its moment, then the run's status."""
         folder = TrialFolder(lab, self._trial_id)
         state, end = folder.state(), folder.end()
-        for batch in _batches(folder.records(skip=self._mirrored)):
+        records, read_bytes = folder.records_after(self._read_bytes)
+        for batch in _batches(records[max(0, self._mirrored - self._read_records) :]):
             self._send(client, _tags_after(batch[-1], self._mirrored + len(batch)), _metrics(batch))
+        self._read_records, self._read_bytes = self._read_records + len(records), read_bytes
         tags: dict[str, str] = {"dino_lab.state": state}
         if "dino_lab.data" not in self._tags and folder.data.exists():
             data = json.loads(folder.data.read_text())

@@ -77,3 +77,12 @@ def test_loading_runs_no_code_of_the_file(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match="cannot be read"):
         checkpoint.load(tmp_path / "c.pt", device=CPU)
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_flipped_bit_is_a_runtime_error(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c.pt", STATE)
+    content = bytearray((tmp_path / "c.pt").read_bytes())
+    content[content.index(torch.arange(5.0).numpy().tobytes()) + 6] ^= 1
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(RuntimeError, match="is damaged"):
+        checkpoint.load(tmp_path / "c.pt", device=CPU)

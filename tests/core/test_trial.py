@@ -16,7 +16,7 @@ from dino_lab.core.settings import KnobError, Settings
 from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
 
-READ_BY_THE_RUNNER = {"runtime.cpus", "runtime.gpus", "runtime.memory_gib"}
+READ_BY_THE_RUNNER = {"runtime.cpus", "runtime.gpus", "runtime.memory_gib", "runtime.max_minutes"}
 READ_IN_A_COLLAPSE = {"collapse.after_steps"}
 NOT_READ = READ_BY_THE_RUNNER | READ_IN_A_COLLAPSE
 

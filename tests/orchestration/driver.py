@@ -8,14 +8,16 @@ import signal
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from dino_lab.ablation import LabelledTrial
+from dino_lab.core import checkpoint
 from dino_lab.core.records import ENTROPY_FRACTION, KNN, LOSS, Record
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration.runner import Progress, run
+from dino_lab.orchestration.tracking import Sweep
 
 STEPS = 8
 CHECKPOINT_PERIOD = 3
@@ -40,8 +42,7 @@ def fake_train(
     """Yields STEPS records, the same values each time; writes down where each attempt began."""
     first = 0
     if resume_from:
-        with zipfile.ZipFile(resume_from) as checkpoint:
-            first = int(checkpoint.read("step")) + 1
+        first = checkpoint.load(resume_from)["step"] + 1
     with (workdir / "attempts").open("a") as attempts:
         attempts.write(f"{first}\n")
     for step in range(first, STEPS):
@@ -55,9 +56,20 @@ def fake_train(
             values[KNN] = 10.0 + step
         yield Record(step, step / 2, time.time(), values, *(("uniform", 5) if step >= 5 else ()))
         if step % CHECKPOINT_PERIOD == 0:
-            with zipfile.ZipFile(workdir / "checkpoint.part", "w") as checkpoint:
-                checkpoint.writestr("step", str(step))
-            (workdir / "checkpoint.part").replace(workdir / "checkpoint.pt")
+            checkpoint.save(workdir / "checkpoint.pt", {"step": step})
+
+
+def sweep(labelled: list[LabelledTrial]) -> Sweep:
+    return Sweep(
+        name="fake",
+        baseline_name="smoke",
+        overrides={},
+        note="Fakes.",
+        baseline_row="row 0",
+        published=None,
+        paper_rows={},
+        labelled=labelled,
+    )
 
 
 def main() -> None:
@@ -66,7 +78,9 @@ def main() -> None:
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--dies-once-at", type=int)
     parser.add_argument("--cpus", type=int, default=1)
+    parser.add_argument("--max-seconds", type=float)
     arguments = parser.parse_args()
+    minutes = arguments.max_seconds and arguments.max_seconds / 60
     terminal = threading.RLock()
 
     def show(progress: Progress) -> None:
@@ -76,19 +90,14 @@ def main() -> None:
 
     try:
         summary = run(
-            [
-                LabelledTrial(
-                    each.row, each.row_index, each.seed, each.levels, each.trial.but({"runtime.cpus": arguments.cpus})
-                )
-                for each in labelled_trials()
-            ],
-            name="fake",
-            baseline_name="smoke",
-            overrides={},
-            note="Three fakes.",
-            baseline_row="row 0",
-            published=None,
-            paper_rows={},
+            sweep(
+                [
+                    replace(
+                        each, trial=each.trial.but({"runtime.cpus": arguments.cpus, "runtime.max_minutes": minutes})
+                    )
+                    for each in labelled_trials()
+                ]
+            ),
             lab=arguments.lab,
             on_progress=show,
             train=functools.partial(

@@ -4,18 +4,19 @@ import os
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dino_lab.ablation import LabelledTrial
+from dino_lab.core import checkpoint
 from dino_lab.core.records import ENTROPY_FRACTION, KNN, Record
 from dino_lab.core.trainer import Diverged
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration import folder as folder_module
-from dino_lab.orchestration.folder import TrialFolder, locked, run_trial, status
+from dino_lab.orchestration.folder import TrialFolder, locked, run_trial
+from dino_lab.orchestration.status import status
 
 TRIAL = Trial()
 STEPS = 8
@@ -31,15 +32,13 @@ def fake_train(fails_at: int | None = None, error: Exception | None = None) -> C
     def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> Iterator[Record]:
         first = 0
         if resume_from:
-            with zipfile.ZipFile(resume_from) as checkpoint:
-                first = int(checkpoint.read("step")) + 1
+            first = checkpoint.load(resume_from)["step"] + 1
         for step in range(first, STEPS):
             if step == fails_at:
                 raise error
             yield Record(step, step / 2, time.time(), {"train/loss": 1 / (step + 1)})
             if step % 3 == 0:
-                with zipfile.ZipFile(workdir / "checkpoint.pt", "w") as checkpoint:
-                    checkpoint.writestr("step", str(step))
+                checkpoint.save(workdir / "checkpoint.pt", {"step": step})
 
     return train
 
@@ -56,7 +55,8 @@ def test_what_is_appended_to_the_journal_is_read_back_and_some_may_be_skipped(fo
     for each in records:
         folder.append(each)
     assert folder.records() == records
-    assert folder.records(skip=1) == records[1:]
+    first = folder.journal.read_bytes().index(b"\n") + 1
+    assert folder.records_after(first) == (records[1:], folder.journal.stat().st_size)
 
 
 def test_a_torn_last_line_is_not_read_and_is_cut_off_by_the_next_attempt(folder: TrialFolder) -> None:
@@ -152,6 +152,84 @@ def test_a_truncated_checkpoint_is_set_aside_and_the_trial_trained_afresh(
     assert "cannot be read" in caplog.text
     assert folder.records()[:6] == before
     assert len(folder.records()) == STEPS
+
+
+def interrupted(lab: Path, folder: TrialFolder) -> list[Record]:
+    """What a trial that failed at step 6 left: records of steps 0 to 5, a checkpoint of step 3."""
+    with pytest.raises(OSError, match="gone"):
+        list(run_trial(TRIAL, lab, fake_train(6, OSError("gone"))))
+    return folder.records()
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_not_gone_on_from(
+    tmp_path: Path, folder: TrialFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted(tmp_path, folder)
+    content = bytearray(folder.checkpoint.read_bytes())
+    content[content.index(b"step") + 1] ^= 1
+    folder.checkpoint.write_bytes(content)
+    assert [each.step for each in run_trial(TRIAL, tmp_path, fake_train())] == list(range(STEPS))
+    assert "is damaged" in caplog.text
+    assert (folder.path / "checkpoint.unusable").read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["cut", "a line is no record", "gone"])
+def test_records_that_a_journal_lost_are_made_again(
+    damage: str, tmp_path: Path, folder: TrialFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = interrupted(tmp_path, folder)
+    lines = folder.journal.read_bytes().splitlines(keepends=True)
+    if damage == "cut":
+        folder.journal.write_bytes(b"".join(lines[:2]) + lines[2][:10])
+    elif damage == "gone":
+        folder.journal.unlink()
+    else:
+        folder.journal.write_bytes(b"".join([*lines[:2], b"{}\n", *lines[3:]]))
+    # The checkpoint is of step 3: going on from it would leave a hole.
+    assert [each.step for each in run_trial(TRIAL, tmp_path, fake_train())] == list(range(STEPS))
+    assert "checkpoint.unusable: is of step 3" in caplog.text
+    kept = 0 if damage == "gone" else 2
+    assert folder.records()[:kept] == before[:kept]
+    assert [each.step for each in folder.records()] == list(range(STEPS))
+    assert [each.values for each in folder.records()[:6]] == [each.values for each in before]
+
+
+def test_a_finished_trial_whose_journal_lost_records_makes_them_again(tmp_path: Path, folder: TrialFolder) -> None:
+    list(run_trial(TRIAL, tmp_path, fake_train()))
+    whole = folder.journal.read_bytes()
+    os.truncate(folder.journal, len(whole) - 3)
+    assert (folder.end(), folder.state()) == (None, "interrupted")
+    list(run_trial(TRIAL, tmp_path, fake_train()))
+    assert folder.state() == "finished"
+    assert [each.step for each in folder.records()] == list(range(STEPS))
+
+
+@pytest.mark.parametrize("left", ["", '{"state": "fini', "[]", "{}"])
+def test_a_damaged_end_is_written_again_without_training(left: str, tmp_path: Path, folder: TrialFolder) -> None:
+    list(run_trial(TRIAL, tmp_path, fake_train()))
+    (folder.path / "end.json").write_text(left)
+    (folder.path / "trial.json").write_text("")
+    assert folder.state() == "interrupted"
+    assert [each.step for each in run_trial(TRIAL, tmp_path, fake_train())] == [7]
+    assert folder.state() == "finished"
+    assert len(folder.records()) == STEPS
+
+
+def test_an_attempt_that_hangs_ends_itself_and_leaves_where_it_stood(tmp_path: Path) -> None:
+    trial = TRIAL.but({"runtime.max_minutes": 0.01})
+    folder = TrialFolder(tmp_path, trial.identity)
+    code = (
+        "import sys, time; from pathlib import Path; from dino_lab.core.trial import Trial;"
+        "from dino_lab.orchestration.folder import run_trial\n"
+        "def hanging(*arguments, **named):\n    time.sleep(100)\n    yield\n"
+        "list(run_trial(Trial().but({'runtime.max_minutes': 0.01}), Path(sys.argv[1]), hanging))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path], timeout=60, check=False, capture_output=True)
+    assert (ended.returncode, folder.state()) == (1, "interrupted")
+    assert "in hanging" in folder.overtime.read_text()
+    # In time, the next attempt leaves no trace of that.
+    assert len(list(run_trial(trial, tmp_path, fake_train()))) == STEPS
+    assert (folder.state(), folder.overtime.exists()) == ("finished", False)
 
 
 def test_a_trial_waits_for_its_predecessor_to_die(tmp_path: Path, folder: TrialFolder) -> None:

@@ -14,9 +14,10 @@ import pytest
 from mlflow import MlflowClient
 
 from dino_lab.core.trial import Trial
-from dino_lab.orchestration import runner
+from dino_lab.orchestration import cluster, runner
 from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.runner import Progress, run
+from tests.orchestration.driver import sweep
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -186,22 +187,11 @@ def test_a_trial_that_no_machine_can_hold_is_refused_before_anything_starts(lab:
 
 
 def finished_run(lab: Path, on_progress: Callable[[Progress], None]) -> runner.Summary:
-    return run(
-        [],
-        name="fake",
-        baseline_name="smoke",
-        overrides={},
-        note="",
-        baseline_row="row 0",
-        published=None,
-        paper_rows={},
-        lab=lab,
-        on_progress=on_progress,
-    )
+    return run(sweep([]), lab=lab, on_progress=on_progress)
 
 
 def test_a_run_with_nothing_left_to_do_needs_no_ray(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_ray", None)
+    monkeypatch.setattr(cluster, "connected", None)
     shown: list[Progress] = []
     summary = finished_run(lab, shown.append)
     assert (summary.trials, summary.notes, summary.mirror_error) == ((), [], None)
@@ -228,11 +218,18 @@ def test_trials_that_need_anothers_checkpoint_come_after_it(smoke: Trial) -> Non
     student = smoke.but({"method.kind": "distillation", "method.checkpoint": teacher.identity})
     second = student.but({"method.checkpoint": student.identity})
     elsewhere = student.but({"method.checkpoint": "of_another_lab.pt"})
-    trials = {trial.identity: trial for trial in (second, student, elsewhere, teacher, smoke)}
-    waves = [list(wave) for wave in runner._waves(trials)]
-    assert waves == [[elsewhere.identity, teacher.identity, smoke.identity], [student.identity], [second.identity]]
-    # What has finished before is no longer waited for.
-    assert [list(wave) for wave in runner._waves({student.identity: student})] == [[student.identity]]
+    source = runner._InOrder({trial.identity: trial for trial in (second, student, elsewhere, teacher, smoke)})
+    assert [source.ask() for _ in range(4)] == [elsewhere, teacher, smoke, None]
+    source.tell(smoke.identity)
+    assert source.ask() is None
+    source.tell(teacher.identity)
+    assert [source.ask() for _ in range(2)] == [student, None]
+    source.tell(student.identity)
+    assert source.ask() is second
+    with pytest.raises(StopIteration):
+        source.ask()
+    # What has finished before is not waited for.
+    assert runner._InOrder({student.identity: student}).ask() is student
 
 
 def test_a_trial_that_tune_gave_up_is_failed_unless_it_wrote_its_own_end(lab: Path) -> None:
@@ -240,8 +237,7 @@ def test_a_trial_that_tune_gave_up_is_failed_unless_it_wrote_its_own_end(lab: Pa
     for trial_id in ("killed", "raised"):
         (lab / "trials" / trial_id).mkdir(parents=True)
         watch.lost(trial_id, "the worker died")
-    own = End("failed", "ZeroDivisionError", 3.0)
-    TrialFolder(lab, "raised").write_end(own)
+    TrialFolder(lab, "raised").write_end("failed", "ZeroDivisionError", seconds=3.0)
     watch.record_lost_trials()
-    assert TrialFolder(lab, "killed").end() == End("failed", "the worker died", 0.0)
-    assert TrialFolder(lab, "raised").end() == own
+    assert TrialFolder(lab, "killed").end() == End("failed", "the worker died", 0.0, records=0)
+    assert TrialFolder(lab, "raised").end() == End("failed", "ZeroDivisionError", 3.0, records=0)

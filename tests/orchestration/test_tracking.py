@@ -18,7 +18,7 @@ from PIL import Image
 from dino_lab.ablation import LabelledTrial
 from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
-from dino_lab.orchestration.folder import End, TrialFolder, locked
+from dino_lab.orchestration.folder import TrialFolder, locked
 from dino_lab.orchestration.tracking import Mirror, Sweep
 
 ROWS = [
@@ -255,7 +255,7 @@ def test_other_overrides_have_another_parent(lab: Path) -> None:
 
 
 def test_a_trial_shared_by_two_ablations_is_mirrored_in_each(lab: Path) -> None:
-    train_some(lab, ROWS[0], range(4)).write_end(End("finished", None, 1.0))
+    train_some(lab, ROWS[0], range(4)).write_end("finished", seconds=1.0)
     Mirror(lab, SWEEP).catch_up()
     Mirror(lab, replace(SWEEP, name="centering", labelled=ROWS[:1])).catch_up()
     shared = [run for run in runs_of(lab) if run.data.tags.get("dino_lab.trial_id") == IDS[0]]
@@ -269,8 +269,8 @@ def test_two_rows_that_are_the_same_trial_have_a_run_each(lab: Path) -> None:
 
 
 def test_end_states_become_tags_and_run_statuses(lab: Path) -> None:
-    train_some(lab, ROWS[0], range(2)).write_end(End("finished", None, 1.0))
-    train_some(lab, ROWS[1], range(2), "uniform").write_end(End("diverged", "not finite", 1.0))
+    train_some(lab, ROWS[0], range(2)).write_end("finished", seconds=1.0)
+    train_some(lab, ROWS[1], range(2), "uniform").write_end("diverged", "not finite", seconds=1.0)
     train_some(lab, ROWS[2], range(2))
     mirror = Mirror(lab, SWEEP)
     mirror.catch_up()
@@ -288,7 +288,7 @@ def test_end_states_become_tags_and_run_statuses(lab: Path) -> None:
 
 
 def test_a_trial_that_failed_and_then_finished_keeps_no_error(lab: Path) -> None:
-    train_some(lab, ROWS[0], range(2)).write_end(End("failed", "x" * 20_000 + "the end", 1.0))
+    train_some(lab, ROWS[0], range(2)).write_end("failed", "x" * 20_000 + "the end", seconds=1.0)
     one = replace(SWEEP, labelled=ROWS[:1])
     mirror = Mirror(lab, one)
     mirror.catch_up()
@@ -296,7 +296,7 @@ def test_a_trial_that_failed_and_then_finished_keeps_no_error(lab: Path) -> None
     parent, child = runs_of(lab)
     assert child.data.tags["dino_lab.error"].endswith("the end")
     assert (parent.info.status, child.info.status) == ("FAILED", "FAILED")
-    train_some(lab, ROWS[0], range(2, 4)).write_end(End("finished", None, 1.0))
+    train_some(lab, ROWS[0], range(2, 4)).write_end("finished", seconds=1.0)
     mirror = Mirror(lab, one)
     mirror.catch_up()
     mirror.close()
@@ -367,7 +367,7 @@ def test_a_server_that_is_down_raises_nothing_and_is_caught_up_with_when_it_is_b
     assert time.monotonic() - start - first < 0.1, "a server that has just failed is left alone"
 
     late_server()
-    train_some(lab, ROWS[0], range(3, 5)).write_end(End("finished", None, 1.0))
+    train_some(lab, ROWS[0], range(3, 5)).write_end("finished", seconds=1.0)
     mirror.close()
     assert mirror.error is None
     child = runs_of(lab)[1]
