@@ -69,6 +69,18 @@ Seeds = Annotated[str, typer.Option(help="As in 0,1,2; the experiment's own by d
 Lab = Annotated[Path, typer.Option(help="The folder that holds everything.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch a data set that is not there; else nothing is.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to start where the linter warns.")]
+Concurrency = Annotated[
+    int | None, typer.Option(min=1, help="Trials at a time; as many as fit by default.", show_default=False)
+]
+Address = Annotated[
+    str | None, typer.Option(help="A running Ray cluster; a private one by default.", show_default=False)
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MLFLOW_TRACKING_URI", help="An MLflow server; the lab's own store by default.", show_default=False
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
 
 
@@ -212,15 +224,9 @@ def run(
     seeds: Seeds = "",
     download: Download = False,
     lab: Lab = DEFAULT_LAB,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; as many as fit by default.", show_default=False)
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster; a private one by default.", show_default=False)
-    ] = None,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="An MLflow server; the lab's own store by default.", show_default=False)
-    ] = None,
+    concurrency: Concurrency = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
     strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
@@ -241,6 +247,90 @@ def run(
 
 
 @app.command()
+def retry(
+    name: Name,
+    changes: Changes,
+    baseline: Baseline = DEFAULT_BASELINE,
+    seeds: Seeds = "",
+    lab: Lab = DEFAULT_LAB,
+    concurrency: Concurrency = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Run the failed trials of an experiment once more, each from its last checkpoint, and no others."""
+    asked = _ask(name, changes, baseline, seeds, lab, training=True, address=address)
+    summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, only_failed=True)
+    raise typer.Exit(int(any(trial.state == "failed" for trial in summary.trials)))
+
+
+@app.command()
+def stop(name: Name, lab: Lab = DEFAULT_LAB) -> None:
+    """End the run of an experiment, wherever it was started, as Ctrl-C there does; `run` goes on with it."""
+    from dino_lab.orchestration import runner
+
+    with _told(), out.status("waiting for the run to end"):
+        asking.check_lab(lab)
+        runner.stop(name, lab)
+    out.print("stopped; the same command again goes on where each trial was")
+
+
+@app.command()
+def prune(
+    name: Name,
+    changes: Changes,
+    baseline: Baseline = DEFAULT_BASELINE,
+    seeds: Seeds = "",
+    lab: Lab = DEFAULT_LAB,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete the checkpoints of an experiment's finished trials, never a record."""
+    asked = _ask(name, changes, baseline, seeds, lab)
+    from dino_lab.orchestration.folder import TrialFolder
+    from dino_lab.orchestration.status import status
+
+    over = {trial.trial_id for trial in status(lab, asked.labelled) if trial.is_final}
+    # What an open trial of the experiment starts from stays.
+    left = [each.trial for each in asked.labelled if each.trial.identity not in over]
+    needed = {str(value) for trial in left for value in trial.flat().values()}
+    folders = [TrialFolder(lab, trial_id) for trial_id in sorted(over - needed)]
+    folders = [folder for folder in folders if folder.checkpoint_bytes]
+    if not folders:
+        out.print("no checkpoints of finished trials")
+        return
+    mib = sum(folder.checkpoint_bytes for folder in folders) / 2**20
+    out.print(
+        f"{len(folders)} checkpoints of finished trials, {mib:.1f} MiB: without them `look` and `export` show nothing "
+        "of these trials, and no trial can start from them; records, tables and reports stay"
+    )
+    if not yes:
+        typer.confirm("delete them?", abort=True)
+    for folder in folders:
+        folder.prune()
+    out.print(f"{mib:.1f} MiB are free")
+
+
+@app.command()
+def sync(
+    name: Name,
+    changes: Changes,
+    baseline: Baseline = DEFAULT_BASELINE,
+    seeds: Seeds = "",
+    lab: Lab = DEFAULT_LAB,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Bring MLflow up to the trials' journals: send every record once more, and settle every run."""
+    asked = _ask(name, changes, baseline, seeds, lab)
+    with _told():
+        from dino_lab.orchestration import runner
+
+        error = runner.sync(_sweep(asked), lab=lab, tracking_uri=tracking_uri)
+    if error:
+        out.print(f"MLflow is behind, nothing is lost: {error}", markup=False)
+        raise typer.Exit(1)
+    out.print(f"MLflow has every record of {len(asked.labelled)} trials")
+
+
+@app.command()
 def status(
     name: Name,
     changes: Changes,
@@ -249,16 +339,18 @@ def status(
     lab: Lab = DEFAULT_LAB,
     as_json: AsJson = False,
 ) -> None:
-    """Show where each trial of an experiment stands."""
+    """Show where each trial of an experiment stands, from any terminal, also while it runs."""
     asked = _ask(name, changes, baseline, seeds, lab)
-    from dino_lab.orchestration.status import status
+    from dino_lab.orchestration.status import counts, seconds_left, status
 
     trials = status(lab, asked.labelled)
+    left = seconds_left(trials)
     if as_json:
-        _print_json(_facts(asked) | {"trials": [dataclasses.asdict(trial) for trial in trials]})
+        summed = {"counts": counts(trials), "seconds_left": left}
+        _print_json(_facts(asked) | summed | {"trials": [dataclasses.asdict(trial) for trial in trials]})
         return
     out.print(terminal.trial_table(trials))
-    out.print(terminal.counts(trials))
+    out.print(terminal.counts(trials) + (f"; about {terminal.duration(left)} left" if left else ""))
 
 
 @app.command()

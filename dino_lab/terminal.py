@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeAlias
@@ -165,8 +164,10 @@ def explained_lines(said: "Explanation | Diagnosis") -> list[str]:
 
 
 def counts(trials: "Sequence[TrialStatus]") -> str:
-    """How many trials are in each state."""
-    return ", ".join(f"{number} {state}" for state, number in Counter(trial.state for trial in trials).items())
+    """How many trials are in each state, and have collapsed."""
+    from dino_lab.orchestration.status import counts  # here, since --help need not wait for it
+
+    return ", ".join(f"{number} {state}" for state, number in counts(trials).items() if number)
 
 
 def duration(seconds: float) -> str:
@@ -190,13 +191,14 @@ def _live_table(progress: "Progress", height: int) -> Table:
     trials = progress.trials
     fit = len(trials) + 5 < height
     table = trial_table(trials if fit else [trial for trial in trials if trial.state in ("running", "failed")])
-    table.caption = counts(trials)
-    if progress.seconds_left is not None:
-        table.caption += f", about {duration(progress.seconds_left)} left"
+    lines = [counts(trials)]
+    if progress.seconds_left:
+        lines.append(f"about {duration(progress.seconds_left)} left")
     if progress.retries:
-        table.caption += f", {progress.retries} attempts taken up again"
+        lines.append(f"{progress.retries} attempts taken up again")
     if progress.mirror_error:
-        table.caption += f"\nMLflow is behind, nothing is lost: {progress.mirror_error.splitlines()[0]}"
+        lines.append(f"MLflow is behind, nothing is lost: {progress.mirror_error.splitlines()[0]}")
+    table.caption = "\n".join(lines)
     return table
 
 

@@ -240,8 +240,40 @@ def test_trial_is_trained_once_and_then_known_to_plan_and_status() -> None:
     plan = json.loads(answer("plan", "collapse", *options))
     assert plan["left"] == 2
     assert plan["seconds_left"] == pytest.approx(2 * plan["trials"][0]["seconds"])
-    states = [trial["state"] for trial in json.loads(answer("status", "collapse", *options))["trials"]]
-    assert states == ["finished", "waiting", "waiting"]
+    status = json.loads(answer("status", "collapse", *options))
+    assert [trial["state"] for trial in status["trials"]] == ["finished", "waiting", "waiting"]
+    counts = status["counts"]
+    assert (counts["finished"], counts["waiting"], counts["running"], counts["failed"]) == (1, 2, 0, 0)
+    pace = 60 * status["trials"][0]["train_minutes"]  # of one epoch
+    besides = status["trials"][0]["seconds"] / pace
+    assert status["seconds_left"] == pytest.approx(2 * pace * besides)
+
+
+def test_checkpoints_of_finished_trials_are_deleted_when_that_is_wanted_and_records_never(folder: Path) -> None:
+    options = [*SMOKE, "--set", "epochs=1"]
+    assert "no checkpoints of finished trials" in answer("prune", "collapse", *options)
+    answer("train", *options[:2], *options[-2:])
+    (checkpoint,) = folder.glob("lab/trials/*/checkpoint.pt")
+    before = {path.name for path in checkpoint.parent.iterdir()}
+    asked = CliRunner().invoke(cli.app, ["prune", "collapse", *options], input="n\n")
+    assert "1 checkpoints of finished trials" in asked.output
+    assert checkpoint.exists()
+    answer("prune", "collapse", *options, "--yes")
+    assert {path.name for path in checkpoint.parent.iterdir()} == before - {"checkpoint.pt"}
+    assert json.loads(answer("status", "collapse", *options, "--json"))["counts"]["finished"] == 1
+
+
+def test_sync_brings_mlflow_up_to_the_journals_without_a_run(folder: Path) -> None:
+    options = [*SMOKE, "--set", "epochs=1"]
+    answer("train", *options[:2], *options[-2:])
+    assert "MLflow has every record of 3 trials" in answer("sync", "collapse", *options)
+    assert "MLflow has every record of 3 trials" in answer("sync", "collapse", *options)
+    assert "both" in answer("report", "collapse", *options)
+
+
+def test_there_is_nothing_to_stop_where_nothing_runs(folder: Path) -> None:
+    stopped = invoke("stop", "collapse")
+    assert (stopped.exit_code, stopped.stderr) == (2, "dino_lab: no run of collapse in lab\n")
 
 
 # -------------------------------------------------------------------- data
@@ -437,7 +469,9 @@ def test_live_table_fits_the_terminal_and_tells_of_retries_and_of_mlflow() -> No
         show(Progress(trials, mirror_error="server is down", retries=2, seconds_left=250.0))
     drawn = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "2.0/8" in drawn
-    assert "30 finished, 1 running, about 4.2 min left, 2 attempts taken up again" in drawn
+    assert "1 running, 30 finished" in drawn
+    assert "about 4.2 min left" in drawn
+    assert "2 attempts taken up again" in drawn
     assert "server is down" in drawn
 
 

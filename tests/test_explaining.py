@@ -220,7 +220,7 @@ def test_how_it_ended_is_told(smoke: Trial, lab: Path) -> None:
     assert "  failed after 20 steps of 300, 3 records" in lines
     assert "  MemoryError: too large" in lines
     assert explained(smoke, lab, [], End("stopped", None, 3.0, 0)).state == "stopped"
-    with locked(TrialFolder(lab, smoke.identity).lock, patience_seconds=0, busy=""):
+    with locked(TrialFolder(lab, smoke.identity).lock, patience_seconds=0, busy="", doing="held"):
         written(smoke, lab, [])
         assert explaining.explain(smoke.identity, lab)[0].state == "running"
 

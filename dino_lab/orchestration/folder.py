@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from dino_lab.core.trial import Trial
 
 Ended: TypeAlias = Literal["finished", "stopped", "pruned", "diverged", "failed"]
-State: TypeAlias = Literal["waiting", "running", "interrupted"] | Ended
+Ongoing: TypeAlias = Literal["waiting", "running", "interrupted"]
+State: TypeAlias = Ongoing | Ended
 Train: TypeAlias = Callable[..., Iterator[Record]]
 
 _PREDECESSOR_SECONDS = 60.0
@@ -53,6 +54,7 @@ class TrialFolder:
         self.trial = self.path / "trial.json"
         self.journal = self.path / "journal.jsonl"
         self.checkpoint = self.path / "checkpoint.pt"
+        self._unusable = self.path / "checkpoint.unusable"
         self.data = self.path / "data.json"
         self._pictures = self.path / "pictures"
         self.lock = self.path / "lock"
@@ -131,9 +133,8 @@ class TrialFolder:
             why = f"is of step {step}, and the journal ends at {last_step}"
         except RuntimeError as error:
             why = str(error)
-        aside = self.checkpoint.with_name("checkpoint.unusable")
-        os.replace(self.checkpoint, aside)
-        logging.getLogger(__name__).warning("%s: %s; trained afresh from step 0", aside, why)
+        os.replace(self.checkpoint, self._unusable)
+        logging.getLogger(__name__).warning("%s: %s; trained afresh from step 0", self._unusable, why)
         return None
 
     def end(self) -> End | None:
@@ -154,6 +155,22 @@ class TrialFolder:
             return self.journal.read_bytes().count(b"\n")
         except FileNotFoundError:
             return 0
+
+    def prune(self) -> int:
+        """Deletes the checkpoint, and one that was set aside; never a record.
+
+        Returns:
+            How many bytes that freed.
+        """
+        freed = self.checkpoint_bytes
+        self.checkpoint.unlink(missing_ok=True)
+        self._unusable.unlink(missing_ok=True)
+        return freed
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What `prune` would free."""
+        return sum(path.stat().st_size for path in (self.checkpoint, self._unusable) if path.exists())
 
     def state(self) -> State:
         """As the folder shows it now: how it ended, or whether a process trains it."""
@@ -182,7 +199,8 @@ def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator
     from dino_lab.core.trainer import train as train_dino
 
     folder = TrialFolder(lab, trial.identity)
-    with locked(folder.lock, patience_seconds=_PREDECESSOR_SECONDS, busy=f"trial {trial.identity} is being trained"):
+    busy = f"trial {trial.identity} is in use"
+    with locked(folder.lock, patience_seconds=_PREDECESSOR_SECONDS, busy=busy, doing="trained"):
         if (earlier := folder.end()) and earlier.is_final:
             return
         last_step = folder.begin(trial)
@@ -221,21 +239,22 @@ def _limited(minutes: float | None, overtime: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, *, patience_seconds: float, busy: str) -> Iterator[None]:
+def locked(path: Path, *, patience_seconds: float, busy: str, doing: str) -> Iterator[None]:
     """Holds the file's lock, alone, for the block. The system frees it when the holder dies, however it dies.
 
     Raises:
-        ValueError: `busy`, the holder's process id and its machine, if it is still held after `patience_seconds`.
+        ValueError: `busy`, and what the holder is doing, its process id and machine, if it is still held after
+            `patience_seconds`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         deadline = time.monotonic() + patience_seconds
         while not _take(file, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
-                raise ValueError(f"{busy} by process {path.read_text()}")
+                raise ValueError(f"{busy}: {path.read_text()}")
             time.sleep(0.1)
         file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.write(f"{doing} by process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         try:
             yield

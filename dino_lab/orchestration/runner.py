@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dino_lab.orchestration import cluster
 from dino_lab.orchestration.folder import Train, TrialFolder, is_locked, locked
 from dino_lab.orchestration.status import TrialStatus, refreshed, seconds_left, status
-from dino_lab.orchestration.tracking import Mirror, Sweep
+from dino_lab.orchestration.tracking import Mirror, Sweep, check_store
 
 if TYPE_CHECKING:
     from dino_lab.core.trial import Trial
@@ -25,6 +26,8 @@ _FREE_BYTES = 2**30
 _LOW_BYTES = 2**28
 """Of the disk, below which a run stops before it is full."""
 _TICK_SECONDS = 1.0
+_LOCK = "run.lock"
+"""The file in the lab that a run holds."""
 _STOP = "stop"
 """The file in the lab by which a run is asked to end: it works from any machine that has the folder."""
 _DYING_SECONDS = 20.0
@@ -106,13 +109,15 @@ def run(
         train: In place of `dino_lab.core.trainer.train`.
 
     Raises:
-        ValueError: if another run works in this lab, the disk is full, or a trial asks for more than a machine has.
+        ValueError: if another run works in this lab, the disk is full, a trial asks for more than a machine has, or the
+            machines cannot share the store.
     """
     start = time.monotonic()
+    check_store(tracking_uri, nodes=1)
     lab = lab.resolve()
     labelled = [replace(each, trial=each.trial.but({"runtime.data_dir": str(lab / "data")})) for each in sweep.labelled]
     sweep = replace(sweep, labelled=labelled)
-    with locked(lab / "run.lock", patience_seconds=0, busy=f"{lab} is in use: a run is going on there"):
+    with _alone(lab, f"run of {sweep.name}"):
         _check_disk(lab)
         (lab / _STOP).unlink(missing_ok=True)
         mirror = Mirror(lab, sweep, tracking_uri=tracking_uri)
@@ -126,6 +131,7 @@ def run(
                 with cluster.connected(address):
                     from dino_lab.orchestration import tuning  # reads the environment that was just set
 
+                    check_store(tracking_uri, nodes=len(cluster.alive_nodes()))
                     cluster.check_resources(trials.values())
                     mirror.catch_up()
                     tuning.fit(_InOrder(trials), watch, lab, concurrency=concurrency, train=train)
@@ -142,20 +148,41 @@ def run(
     return Summary(watch.trials, len(ended), time.monotonic() - start, mirror.error, watch.retries, watch.stopped_for)
 
 
-def stop(lab: Path, on_wait: Callable[[], None] = lambda: None) -> bool:
-    """Ends the run that goes on in this lab, as Ctrl-C in its terminal does, and waits for it.
+def stop(name: str, lab: Path) -> None:
+    """Ends the run of this experiment that goes on in the lab, as Ctrl-C in its terminal does, and waits until it has.
 
-    Returns:
-        Whether there was one.
+    Raises:
+        ValueError: there is none.
     """
-    lock = lab / "run.lock"
+    lock = lab / _LOCK
     if not is_locked(lock):
-        return False
+        raise ValueError(f"no run of {name} in {lab}")
+    if not (doing := lock.read_text()).startswith(f"run of {name} "):
+        raise ValueError(f"no run of {name} in {lab}: {doing}")
     (lab / _STOP).touch()
     while is_locked(lock):
-        on_wait()
         time.sleep(0.2)
-    return True
+
+
+def sync(sweep: Sweep, *, lab: Path, tracking_uri: str | None = None) -> str | None:
+    """Sends every record of every trial to MLflow once more, and settles its runs; what it has already stays as it is.
+
+    Returns:
+        Why MLflow is behind nevertheless, None if it is not.
+
+    Raises:
+        ValueError: if a run works in this lab; it does this itself.
+    """
+    lab = lab.resolve()
+    with _alone(lab, f"sync of {sweep.name}"):
+        mirror = Mirror(lab, sweep, tracking_uri=tracking_uri, again=True)
+        mirror.catch_up()
+        mirror.close()
+    return mirror.error
+
+
+def _alone(lab: Path, doing: str) -> AbstractContextManager[None]:
+    return locked(lab / _LOCK, patience_seconds=0, busy=f"{lab} is in use", doing=doing)
 
 
 class _InOrder:

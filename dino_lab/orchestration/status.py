@@ -1,12 +1,13 @@
 """Where trials stand, from their folders alone: for tables and for whoever asks from another terminal."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from dino_lab.core.records import ENTROPY_FRACTION, IMAGES_PER_SECOND, KNN, TRAIN_MINUTES
-from dino_lab.orchestration.folder import State, TrialFolder
+from dino_lab.core.records import COLLAPSES, ENTROPY_FRACTION, IMAGES_PER_SECOND, KNN, TRAIN_MINUTES
+from dino_lab.orchestration.folder import Ended, Ongoing, State, TrialFolder
 
 if TYPE_CHECKING:
     from dino_lab.ablation import LabelledTrial
@@ -48,6 +49,13 @@ class TrialStatus:
     def is_final(self) -> bool:
         """Ended, and never run again."""
         return not self.is_open and self.state != "failed"
+
+
+def counts(trials: Sequence[TrialStatus]) -> dict[str, int]:
+    """How many trials are in each state, and how many have collapsed, whatever their state."""
+    states = Counter(trial.state for trial in trials)
+    collapsed = sum(trial.verdict in COLLAPSES for trial in trials)
+    return {state: states[state] for state in get_args(Ongoing) + get_args(Ended)} | {"collapsed": collapsed}
 
 
 def status(lab: Path, labelled: "Sequence[LabelledTrial]") -> list[TrialStatus]:

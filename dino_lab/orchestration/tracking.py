@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 # MLflow reads these when it is imported. Unset, a call to a dead server retries for four minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -22,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dino_lab.core.records import COLLAPSES, Record
@@ -82,11 +84,18 @@ class Mirror:
     Runs are found again by their tags, and records carry the journal's times, so everything may be sent twice.
     """
 
-    def __init__(self, lab: Path, sweep: Sweep, *, tracking_uri: str | None = None) -> None:
+    def __init__(self, lab: Path, sweep: Sweep, *, tracking_uri: str | None = None, again: bool = False) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            tracking_uri: None for the lab's own store.
+            again: Send all records, also those that MLflow is said to have.
+        """
         self.error: str | None = None
         """Why MLflow is behind the journals, None while it is not."""
         self._lab = lab
         self._sweep = sweep
+        self._again = again
         self._uri = tracking_uri or f"sqlite:///{lab / 'mlflow.db'}"
         self._artifacts = None if tracking_uri else (lab / "artifacts" / sweep.name).as_uri()
         self._client: MlflowClient | None = None
@@ -129,7 +138,7 @@ class Mirror:
             act(self._client)
             self.error = None
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            self.error = str(error)
+            self.error = without_password(str(error), self._uri)
             self._silent_until = time.monotonic() + _SILENT_SECONDS
 
     def _open(self) -> MlflowClient:
@@ -155,7 +164,7 @@ class Mirror:
         for each in self._sweep.labelled:
             trial_id = each.trial.identity
             child = self._open_child(client, experiment_id, each, found.get((each.row, trial_id)))
-            child.catch_up(client, self._lab)
+            child.catch_up(client, self._lab, again=self._again)
             self._children.setdefault(trial_id, []).append(child)
         return client
 
@@ -237,10 +246,15 @@ class _Mirrored:
     def _mirrored(self) -> int:
         return int(self._tags["dino_lab.mirrored_records"])
 
-    def catch_up(self, client: MlflowClient, lab: Path) -> None:
-        """Sends the records that are new, each batch with the tags of its moment, then the run's status."""
+    def catch_up(self, client: MlflowClient, lab: Path, *, again: bool = False) -> None:
+        """Sends the records that are new, or all again, each batch with the tags of its moment, then the run's status.
+
+        MLflow adds nothing where it has the same value of the same step and time.
+        """
         folder = TrialFolder(lab, self._trial_id)
         state, end = folder.state(), folder.end()
+        if again:
+            self._tags["dino_lab.mirrored_records"] = "0"
         records, read_bytes = folder.records_after(self._read_bytes)
         for batch in _batches(records[max(0, self._mirrored - self._read_records) :]):
             self._send(client, _tags_after(batch[-1], self._mirrored + len(batch)), _metrics(batch))
@@ -282,6 +296,38 @@ class _Mirrored:
         if changed or metrics:
             client.log_batch(self._run_id, metrics=metrics, tags=_run_tags(changed))
             self._tags.update(changed)
+
+
+def check_store(tracking_uri: str | None, *, nodes: int) -> None:
+    """Refuses a store that this many machines cannot share, or that cannot be opened from here.
+
+    Raises:
+        ValueError: what is allowed.
+    """
+    scheme = urlsplit(tracking_uri).scheme.partition("+")[0] if tracking_uri else "sqlite"
+    shown = without_password(tracking_uri, tracking_uri) if tracking_uri else "the lab's own store"
+    if scheme not in ("sqlite", "http", "https", "postgresql"):
+        raise ValueError(
+            f"--tracking-uri {shown}: must begin with http://, https:// (an MLflow server), postgresql:// or sqlite:///"
+        )
+    if scheme == "postgresql":
+        try:
+            make_url(str(tracking_uri)).get_dialect().import_dbapi()
+        except ImportError as error:
+            raise ValueError(f"--tracking-uri {shown}: {error}; pip install 'psycopg[binary]'") from None
+    if scheme == "sqlite" and nodes > 1:
+        raise ValueError(
+            f"--tracking-uri: {shown} is sqlite, which must not lie on a file system that machines share, and the "
+            f"cluster has {nodes}; give an MLflow server (http://) or postgresql://"
+        )
+
+
+def without_password(text: str, uri: str) -> str:
+    """The text with stars in place of the URI's password."""
+    password = urlsplit(uri).password
+    for written in {password, unquote(password)} if password else ():
+        text = text.replace(written, "***")
+    return text
 
 
 def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:

@@ -38,6 +38,7 @@ def fake_train(
     resume_from: Path | None = None,
     step_seconds: float = 0.0,
     dies_once_at: int | None = None,
+    hangs_at: int | None = None,
 ) -> Iterator[Record]:
     """Yields STEPS records, the same values each time; writes down where each attempt began."""
     first = 0
@@ -47,6 +48,8 @@ def fake_train(
         attempts.write(f"{first}\n")
     for step in range(first, STEPS):
         time.sleep(step_seconds)
+        if step == hangs_at:
+            time.sleep(1000)
         death = workdir / "died"
         if step == dies_once_at and not death.exists():
             death.touch()
@@ -77,6 +80,9 @@ def main() -> None:
     parser.add_argument("lab", type=Path)
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--dies-once-at", type=int)
+    parser.add_argument("--hangs-at", type=int)
+    parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--only-failed", action="store_true")
     parser.add_argument("--cpus", type=int, default=1)
     parser.add_argument("--max-seconds", type=float)
     arguments = parser.parse_args()
@@ -95,13 +101,17 @@ def main() -> None:
                     replace(
                         each, trial=each.trial.but({"runtime.cpus": arguments.cpus, "runtime.max_minutes": minutes})
                     )
-                    for each in labelled_trials()
+                    for each in labelled_trials(arguments.rows)
                 ]
             ),
             lab=arguments.lab,
+            only_failed=arguments.only_failed,
             on_progress=show,
             train=functools.partial(
-                fake_train, step_seconds=arguments.step_seconds, dies_once_at=arguments.dies_once_at
+                fake_train,
+                step_seconds=arguments.step_seconds,
+                dies_once_at=arguments.dies_once_at,
+                hangs_at=arguments.hangs_at,
             ),
         )
     except ValueError as error:

@@ -250,8 +250,8 @@ def test_a_trial_that_another_process_goes_on_training_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(folder_module, "_PREDECESSOR_SECONDS", 0.3)
     with (
-        locked(folder.lock, patience_seconds=0, busy=""),
-        pytest.raises(ValueError, match=rf"trial {TRIAL.identity} is being trained by process {os.getpid()}"),
+        locked(folder.lock, patience_seconds=0, busy="", doing="held"),
+        pytest.raises(ValueError, match=rf"trial {TRIAL.identity} is in use: held by process {os.getpid()} on"),
     ):
         next(run_trial(TRIAL, tmp_path, fake_train()))
     assert not folder.trial.exists()
@@ -259,7 +259,7 @@ def test_a_trial_that_another_process_goes_on_training_is_refused_by_name(
 
 def test_a_lock_is_free_after_its_block_though_a_forked_child_keeps_the_file_open(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    with locked(lock, patience_seconds=0, busy=""):
+    with locked(lock, patience_seconds=0, busy="", doing="held"):
         child = subprocess.Popen(["sleep", "60"], pass_fds=[_descriptor_of(lock)])
     with lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

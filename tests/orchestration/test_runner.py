@@ -17,6 +17,7 @@ from dino_lab.core.trial import Trial
 from dino_lab.orchestration import cluster, runner
 from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.runner import Progress, run
+from dino_lab.orchestration.tracking import Mirror
 from tests.orchestration.driver import sweep
 
 ROOT = Path(__file__).parents[2]
@@ -150,15 +151,21 @@ def test_a_run_after_a_killed_driver_finishes_and_repeats_nothing_that_was_finis
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_says_how_to_go_on_and_leaves_everything_resumable(lab: Path, stop: signal.Signals) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, "another terminal"])
+def test_a_stopped_run_says_how_to_go_on_and_leaves_everything_resumable(lab: Path, stop: signal.Signals | str) -> None:
     driver = Driver(lab, "--step-seconds", "1")
     driver.wait_until(lambda: any(len(folder.records()) > 4 for folder in folders(lab)))
     if stop is signal.SIGINT:
         os.killpg(driver.process.pid, stop)  # as a terminal does: Ray's processes get it too
-    else:
+    elif stop is signal.SIGTERM:
         driver.process.send_signal(stop)
+    else:
+        with pytest.raises(ValueError, match=r"no run of others in .*: run of fake by process"):
+            runner.stop("others", lab)
+        runner.stop("fake", lab)
+        assert all(folder.state() != "running" for folder in folders(lab))
     outcome = driver.outcome()
+    assert (stop == "another terminal") == ("stopped: asked to from another terminal" in outcome["notes"])
     assert "waiting" in outcome["states"]
     assert "interrupted" in outcome["states"]
     assert any("the same command again goes on" in note for note in outcome["notes"])
@@ -172,8 +179,22 @@ def test_a_stopped_run_says_how_to_go_on_and_leaves_everything_resumable(lab: Pa
         strict=False,
     ):
         assert child.mirrored == len(child.steps) == len(folder.records())
-    with locked(lab / "run.lock", patience_seconds=0, busy="the lab is still in use"):
+    with locked(lab / "run.lock", patience_seconds=0, busy="the lab is still in use", doing=""):
         pass
+
+
+@pytest.mark.ray
+def test_a_trial_that_hangs_ends_by_itself_is_taken_up_again_and_then_fails_and_is_tried_by_retry_alone(
+    lab: Path,
+) -> None:
+    outcome = Driver(lab, "--max-seconds", "1.5", "--hangs-at", "5", "--rows", "1").outcome()
+    (folder,) = folders(lab)
+    assert (outcome["states"], attempts(folder)) == (["failed"], [0, 4, 4])
+    assert "took longer than runtime.max_minutes; where it stood:" in folder.end().error
+    assert "in fake_train" in folder.end().error
+    retried = Driver(lab, "--only-failed").outcome()
+    assert (retried["states"], attempts(folder)) == (["finished", "waiting", "waiting"], [0, 4, 4, 4])
+    assert [record.step for record in folder.records()] == list(range(STEPS))
 
 
 @pytest.mark.ray
@@ -200,8 +221,8 @@ def test_a_run_with_nothing_left_to_do_needs_no_ray(lab: Path, monkeypatch: pyte
 
 def test_a_second_driver_in_the_same_lab_is_refused_and_told_whose_it_is(lab: Path) -> None:
     with (
-        locked(lab / "run.lock", patience_seconds=0, busy=""),
-        pytest.raises(ValueError, match=f"a run is going on there by process {os.getpid()}"),
+        locked(lab / "run.lock", patience_seconds=0, busy="", doing="held"),
+        pytest.raises(ValueError, match=f"is in use: held by process {os.getpid()} on"),
     ):
         finished_run(lab, lambda progress: None)
 
@@ -211,6 +232,33 @@ def test_a_full_disk_is_refused_before_anything_starts(lab: Path, monkeypatch: p
     with pytest.raises(ValueError, match="GiB free"):
         finished_run(lab, lambda progress: None)
     assert not (lab / "trials").exists()
+
+
+def test_a_run_stops_before_the_disk_is_full(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = runner._Watch(lab, [], Mirror(lab, sweep([])), lambda progress: None)
+    watch.tick()
+    assert watch.stopped_for is None
+    monkeypatch.setattr(runner, "_LOW_BYTES", 2**70)
+    monkeypatch.setattr(runner, "_TICK_SECONDS", 0.0)
+    watch._next_tick = 0.0
+    with pytest.raises(KeyboardInterrupt):
+        watch.tick()
+    assert "make room and give the same command again" in watch.stopped_for
+    watch.tick()  # Tune ends in its own time meanwhile
+
+
+def test_there_is_nothing_to_stop_where_nothing_runs(lab: Path) -> None:
+    with pytest.raises(ValueError, match="no run of fake in"):
+        runner.stop("fake", lab)
+    finished_run(lab, lambda progress: None)
+    with pytest.raises(ValueError, match="no run of fake in"):
+        runner.stop("fake", lab)
+
+
+def test_a_store_that_machines_cannot_share_is_refused(lab: Path) -> None:
+    with pytest.raises(ValueError, match="must begin with http://"):
+        run(sweep([]), lab=lab, tracking_uri="ftp://me:secret@there")
+    assert not list(lab.glob("*lock"))
 
 
 def test_trials_that_need_anothers_checkpoint_come_after_it(smoke: Trial) -> None:

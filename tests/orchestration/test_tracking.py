@@ -2,11 +2,13 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from PIL import Image
 from dino_lab.ablation import LabelledTrial
 from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
+from dino_lab.orchestration import runner
 from dino_lab.orchestration.folder import TrialFolder, locked
-from dino_lab.orchestration.tracking import Mirror, Sweep
+from dino_lab.orchestration.tracking import Mirror, Sweep, check_store, without_password
 
 ROWS = [
     LabelledTrial(row, index, seed, {"arm": row}, Trial().but({"seed": seed, "method.operation.kind": operation}))
@@ -307,7 +310,7 @@ def test_a_trial_that_failed_and_then_finished_keeps_no_error(lab: Path) -> None
 
 def test_runs_left_running_by_a_killed_driver_are_settled_by_the_next_run_of_any_ablation(lab: Path) -> None:
     folder = train_some(lab, ROWS[0], range(2))
-    with locked(folder.lock, patience_seconds=0, busy=""):
+    with locked(folder.lock, patience_seconds=0, busy="", doing="held"):
         Mirror(lab, SWEEP).catch_up()
         assert [run.info.status for run in runs_of(lab)[:2]] == ["RUNNING", "RUNNING"]
     folder.append(Record(2, 1.0, 1e9, {"train/loss": 0.1}))
@@ -373,3 +376,61 @@ def test_a_server_that_is_down_raises_nothing_and_is_caught_up_with_when_it_is_b
     child = runs_of(lab)[1]
     assert [step for step, _, _ in history(lab, child)] == [0, 1, 2, 3, 4]
     assert child.info.status == "FINISHED"
+
+
+def test_a_sync_sends_what_a_store_has_lost_and_adds_nothing_to_what_it_has(lab: Path) -> None:
+    train_some(lab, ROWS[0], range(5)).write_end("finished", seconds=1.0)
+    Mirror(lab, SWEEP).catch_up()
+    whole = history(lab, runs_of(lab)[1])
+    with closing(sqlite3.connect(lab / "mlflow.db")) as store, store:
+        assert store.execute("DELETE FROM metrics WHERE step IN (1, 3)").rowcount == 2
+    Mirror(lab, SWEEP).catch_up()
+    assert [step for step, _, _ in history(lab, runs_of(lab)[1])] == [0, 2, 4], "MLflow is believed"
+    for _ in range(2):
+        assert runner.sync(SWEEP, lab=lab) is None
+        assert sorted(history(lab, runs_of(lab)[1])) == whole
+        assert {run.info.status for run in runs_of(lab)[:2]} == {"KILLED", "FINISHED"}
+
+
+def test_records_that_a_journal_has_lost_and_makes_again_are_not_sent_twice(lab: Path) -> None:
+    folder = train_some(lab, ROWS[0], range(5))
+    Mirror(lab, SWEEP).catch_up()
+    whole = history(lab, runs_of(lab)[1])
+    folder.journal.unlink()
+    later = Mirror(lab, SWEEP)
+    for steps in (range(3), range(3, 7)):
+        for step in steps:  # at other times, as they would be
+            folder.append(Record(step, step / 2, 1.8e9 + step, {"train/loss": 1.5 / (step + 1)}))
+        later.catch_up()
+    assert [step for step, _, _ in history(lab, runs_of(lab)[1])] == list(range(7))
+    assert history(lab, runs_of(lab)[1])[:5] == whole
+
+
+@pytest.mark.parametrize(
+    ("uri", "nodes", "said"),
+    [
+        ("postgresql+asyncpg://me:secret@there/db", 1, r"me:\*\*\*@there/db: No module named 'asyncpg'; pip install"),
+        (None, 2, "the lab's own store is sqlite, which must not lie on a file system that machines share"),
+        ("sqlite:////nfs/mlflow.db", 3, "the cluster has 3; give an MLflow server"),
+        ("databricks", 1, "must begin with http://, https://"),
+        ("mysql://me:secret@there/db", 1, r"mysql://me:\*\*\*@there/db: must begin with"),
+    ],
+)
+def test_a_store_that_cannot_work_is_refused(uri: str | None, nodes: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_store(uri, nodes=nodes)
+
+
+@pytest.mark.parametrize("uri", ["http://there:5000", "https://me:secret@there", "postgresql://me@there/db"])
+def test_a_store_that_machines_can_share_is_taken(uri: str) -> None:
+    check_store(uri, nodes=3)
+    check_store(None, nodes=1)
+
+
+def test_no_password_is_ever_shown(lab: Path, dead_port: int) -> None:
+    mirror = Mirror(lab, SWEEP, tracking_uri=f"postgresql://me:se%20cret@127.0.0.1:{dead_port}/se%20cret")
+    mirror.catch_up()
+    assert "refused" in mirror.error
+    assert without_password("no se cret of postgresql://me:se%20cret@there", mirror._uri) == (
+        "no *** of postgresql://me:***@there"
+    )
