@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Trials share nothing through Ray; its default is a third of the memory."""
+_ANSWER_SECONDS = 10.0
 
 
 @contextmanager
@@ -19,7 +21,12 @@ def connected(address: str | None) -> Iterator[None]:
     """Ray for the block. A private one listens on loopback, and dies with this process.
 
     SIGTERM does what Ctrl-C does meanwhile: Ray's own handler would abort.
+
+    Raises:
+        ValueError: there is no cluster at this address.
     """
+    if address:
+        _check_address(address)
     if address is None:
         # Ray listens on every interface otherwise, whatever address it is given.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -55,6 +62,17 @@ def connected(address: str | None) -> Iterator[None]:
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto", or a name that Ray knows
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ValueError(f"--address {address}: nothing answers there: {error}") from None
 
 
 def resources(trial: "Trial") -> dict[str, float]:
