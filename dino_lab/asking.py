@@ -35,17 +35,19 @@ class Asked:
     lab: Path
 
 
-def ask(name: str, *, baseline: str, changes: Sequence[str], seeds: str, lab: Path) -> Asked:
+def ask(name: str, *, baseline: str, changes: Sequence[str], seeds: str, lab: Path, reading: bool = False) -> Asked:
     """The experiment's trials on a baseline.
 
     Args:
         changes: As in `--set`.
         seeds: As in `--seeds`; empty for the experiment's own.
+        reading: Nothing will be written into the lab.
     """
     notes = experiments()
     if name not in notes:
         raise ValueError(_unknown("experiment", name, notes))
-    check_lab(lab)
+    if not reading:
+        check_lab(lab)
     overrides = parse_changes(changes)
     chosen = parse_seeds(seeds) if seeds else None
     start = find_baseline(baseline)

@@ -115,7 +115,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show an experiment's trials, which of them are done, and what is left; start nothing."""
-    asked = _ask(name, changes, baseline, seeds, lab, strict=strict)
+    asked = _ask(name, changes, baseline, seeds, lab, strict=strict, reading=True)
     found = preparing.findings(_rows(asked), strict=False)
     from dino_lab.orchestration.status import status
 
@@ -318,7 +318,7 @@ def sync(
     lab: Lab = DEFAULT_LAB,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Bring MLflow up to the trials' journals: send every record once more, and settle every run."""
+    """Bring MLflow up to the trials' journals: send every record that it lacks, and settle every run."""
     asked = _ask(name, changes, baseline, seeds, lab)
     with _told():
         from dino_lab.orchestration import runner
@@ -340,7 +340,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show where each trial of an experiment stands, from any terminal, also while it runs."""
-    asked = _ask(name, changes, baseline, seeds, lab)
+    asked = _ask(name, changes, baseline, seeds, lab, reading=True)
     from dino_lab.orchestration.status import counts, seconds_left, status
 
     trials = status(lab, asked.labelled)
@@ -514,7 +514,7 @@ def test(context: typer.Context) -> None:
     if not (root / "tests").exists() or not find_spec("pytest"):
         _fail("the tests are in a clone of the repository: run `python3 -m dino_lab test` there")
     # Ray's tests start clusters, one at a time.
-    passes = [context.args] if context.args else [["-m", "not ray", "-n", "2"], ["-m", "ray"]]
+    passes = [context.args] if context.args else [["-m", "not ray and not faults", "-n", "2"], ["-m", "ray"]]
     pytest = [sys.executable, "-m", "pytest"]
     codes = [subprocess.run(pytest + arguments, cwd=root, check=False).returncode for arguments in passes]
     raise typer.Exit(int(any(codes)))
@@ -534,13 +534,14 @@ def _ask(
     download: bool = False,
     address: str | None = None,
     strict: bool = False,
+    reading: bool = False,
 ) -> Asked:
     """What was asked for; before training, this machine is looked at, unless a cluster trains, and data made ready.
 
     Strict refuses first, by what is known without the data.
     """
     with _told():
-        asked = asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab)
+        asked = asking.ask(name, baseline=baseline, changes=changes, seeds=seeds, lab=lab, reading=reading)
         if strict:
             preparing.findings(_rows(asked), strict=True)
         if training:

@@ -165,7 +165,7 @@ def stop(name: str, lab: Path) -> None:
 
 
 def sync(sweep: Sweep, *, lab: Path, tracking_uri: str | None = None) -> str | None:
-    """Sends every record of every trial to MLflow once more, and settles its runs; what it has already stays as it is.
+    """Sends to MLflow every record that it lacks, and settles its runs; what it has already stays as it is.
 
     Returns:
         Why MLflow is behind nevertheless, None if it is not.

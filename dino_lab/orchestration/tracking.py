@@ -89,7 +89,7 @@ class Mirror:
 
         Args:
             tracking_uri: None for the lab's own store.
-            again: Send all records, also those that MLflow is said to have.
+            again: Look what MLflow really has, in place of believing what was noted when it was sent.
         """
         self.error: str | None = None
         """Why MLflow is behind the journals, None while it is not."""
@@ -138,7 +138,7 @@ class Mirror:
             act(self._client)
             self.error = None
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            self.error = without_password(str(error), self._uri)
+            self.error = without_password(str(error).splitlines()[0], self._uri)
             self._silent_until = time.monotonic() + _SILENT_SECONDS
 
     def _open(self) -> MlflowClient:
@@ -146,7 +146,7 @@ class Mirror:
 
         Two rows may share a trial, as a level that is the baseline's does: each has its child.
         """
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `error` says it, without 100 lines
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._sweep.name)
         experiment_id = (
@@ -247,15 +247,13 @@ class _Mirrored:
         return int(self._tags["dino_lab.mirrored_records"])
 
     def catch_up(self, client: MlflowClient, lab: Path, *, again: bool = False) -> None:
-        """Sends the records that are new, or all again, each batch with the tags of its moment, then the run's status.
-
-        MLflow adds nothing where it has the same value of the same step and time.
-        """
+        """Sends the records that are new, each batch with the tags of its moment, then the run's status."""
         folder = TrialFolder(lab, self._trial_id)
         state, end = folder.state(), folder.end()
-        if again:
-            self._tags["dino_lab.mirrored_records"] = "0"
         records, read_bytes = folder.records_after(self._read_bytes)
+        if again:
+            for batch in _batches(self._lacking(client, records)):
+                self._send(client, {}, _metrics(batch))
         for batch in _batches(records[max(0, self._mirrored - self._read_records) :]):
             self._send(client, _tags_after(batch[-1], self._mirrored + len(batch)), _metrics(batch))
         self._read_records, self._read_bytes = self._read_records + len(records), read_bytes
@@ -290,6 +288,24 @@ class _Mirrored:
                 client.update_run(self._run_id, status=self._status)
             else:
                 client.set_terminated(self._run_id, self._status)
+
+    def _lacking(self, client: MlflowClient, records: Sequence[Record]) -> list[Record]:
+        """Records that MLflow is said to have and has not, each told by its first metric: it came whole or not at all.
+
+        Not by sending all again: MLflow adds nothing where it has the same value of the same step and time, but a
+        journal that lost records and made them again has other times.
+        """
+        steps: dict[str, set[int]] = {}
+        lacking = []
+        for record in records[: self._mirrored]:
+            name = next(iter(record.values), None)
+            if name is None:
+                continue
+            if name not in steps:
+                steps[name] = {point.step for point in client.get_metric_history(self._run_id, name)}
+            if record.step not in steps[name]:
+                lacking.append(record)
+        return lacking
 
     def _send(self, client: MlflowClient, tags: Mapping[str, str], metrics: Sequence[Metric]) -> None:
         changed = dict(tags.items() - self._tags.items())

@@ -404,6 +404,8 @@ def test_records_that_a_journal_has_lost_and_makes_again_are_not_sent_twice(lab:
         later.catch_up()
     assert [step for step, _, _ in history(lab, runs_of(lab)[1])] == list(range(7))
     assert history(lab, runs_of(lab)[1])[:5] == whole
+    assert runner.sync(SWEEP, lab=lab) is None
+    assert [step for step, _, _ in history(lab, runs_of(lab)[1])] == list(range(7))
 
 
 @pytest.mark.parametrize(
