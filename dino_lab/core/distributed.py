@@ -53,6 +53,7 @@ def group(
         address: host:port at which rank 0 listens, and nowhere else, until it leaves.
 
     Raises:
+        OSError: rank 0 cannot listen at this address.
         RuntimeError: not all came in time, or, later, one is gone.
     """
     host, _, port = address.rpartition(":")

@@ -207,6 +207,15 @@ def test_several_workers_make_the_records_and_weights_of_one(
         torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
+def test_distillation_by_several_workers_is_that_of_one(short: Trial, two: Team, tmp_path: Path) -> None:
+    made(short.but({"method.kind": "supervised", "epochs": 1}), tmp_path / "teacher")
+    teacher = str(tmp_path / "teacher" / "0" / CHECKPOINT)
+    trial = short.but({"method.kind": "distillation", "method.checkpoint": teacher})
+    two.start(made, trial, tmp_path / "several")
+    one = made(trial, tmp_path / "one")
+    assert_alike(two.results()[0], one)
+
+
 def test_bf16_is_as_near_as_its_rounding(short: Trial, two: Team, tmp_path: Path) -> None:
     trial = short.but({"precision": "bf16", **BN})
     two.start(made, trial, tmp_path / "several")
