@@ -1,4 +1,4 @@
-"""Steps a second of a trial by one worker with one thread, with several, and by as many workers with one thread each; and
+"""Steps a second of a trial by one worker with one thread or several, and by as many workers with one thread each; and
 what of a step is the mean of gradients.
 
 `python benchmarks/workers.py` prints them, of `shapes_cpu` by default; `--set knob=value` changes its trial.
