@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from dino_lab.core import checkpoint, records
+from dino_lab.core import checkpoint, distributed, records
 from dino_lab.core.data.batches import Wholes
 from dino_lab.core.data.crops import as_pixels
 from dino_lab.core.data.images import ImageSet
@@ -53,7 +53,11 @@ class Extracted:
 
 
 class Evaluation:
-    """Whatever is asked for on the images that a trial is judged by; of classes nothing where nobody labelled them."""
+    """Whatever is asked for on the images that a trial is judged by; of classes nothing where nobody labelled them.
+
+    Ranks share what costs most, which is to read images and to run networks on them. Then each has the features of all
+    and makes the same scores, so that none waits for another for longer than an exchange may last.
+    """
 
     def __init__(self, trial: Trial, sets: Mapping[Split, ImageSet]) -> None:
         self.trial = trial
@@ -99,13 +103,18 @@ class Evaluation:
         return values | (self._factors(bank, queries, records.FACTOR_PIXELS_KNN) if "factors" in asked else {})
 
     def picture(self, encoders: Mapping[str, nn.Module], step: int, workdir: Path) -> None:
-        """Draws the attention of the first encoder's heads for the first images that are evaluated, if any are."""
+        """Draws the attention of the first encoder's heads for the first images that are evaluated, if any are.
+
+        Rank 0 does; the others help.
+        """
         if not self.images:
             return
         images = self.images["evaluation"]
         shown = images.subset(np.arange(min(_PICTURED, len(images))))
         first, network = next(iter(encoders.items()))
         seen = self._seen({first: network}, shown, self.size, frozenset({"attention"}))[first]
+        if distributed.rank():
+            return
         assert seen.attention is not None
         crops = torch.cat(list(Wholes(shown, self.size).load(loader_workers=0)))
         (workdir / PICTURES).mkdir(exist_ok=True)
@@ -174,7 +183,7 @@ class Evaluation:
     def _seen(
         self, encoders: Mapping[str, nn.Module], images: ImageSet, size: int, asked: frozenset[EvalName]
     ) -> dict[str, Extracted]:
-        """What networks show of whole images, each read once for all of them.
+        """What networks show of whole images, each read once for all of them, and by one rank.
 
         Drop path and batch normalisation are as in use, not as in training.
         """
@@ -182,13 +191,14 @@ class Evaluation:
         for network in encoders.values():
             network.eval()
         parts: dict[str, list[Extracted]] = {name: [] for name in encoders}
-        for part in Wholes(images, size).load(loader_workers=self.trial.runtime.loader_workers):
+        share = {"first": distributed.rank(), "every": distributed.workers()}
+        for part in Wholes(images, size).load(loader_workers=self.trial.runtime.loader_workers, **share):
             crops = part.to(self.device)
             for name, network in encoders.items():
                 parts[name].append(self._look(network, crops, asked))
         for module, training in modes:
             module.training = training
-        return {name: _joined(seen) for name, seen in parts.items()}
+        return {name: _joined(distributed.in_turn(seen)) for name, seen in parts.items()}
 
     def _look(self, network: nn.Module, crops: Float[Tensor, "B 3 S S"], asked: frozenset[EvalName]) -> Extracted:
         probe = self.trial.evals.linear

@@ -151,7 +151,7 @@ METRICS = {
         Metric(IMAGES_PER_SECOND, "images/s", "higher", "training images a second since the last record"),
         Metric(TRAIN_MINUTES, "min", "lower", "time in the training steps so far, over all attempts"),
         Metric(
-            PEAK_MEMORY, "MiB", "lower", "largest memory of the trial's process in its steps; on CUDA, of the device"
+            PEAK_MEMORY, "MiB", "lower", "largest memory of a process of the trial in its steps; on CUDA, of a device"
         ),
         Metric(
             KNN,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dino_lab.core import checkpoint, records
+from dino_lab.core import checkpoint, distributed, records
 from dino_lab.core.checkpoint import CHECKPOINT
 from dino_lab.core.data.batches import Batches
 from dino_lab.core.diagnostics import signals
@@ -20,6 +20,7 @@ from dino_lab.core.diagnostics.collapse import Verdict
 from dino_lab.core.diagnostics.prototypes import PrototypeUse
 from dino_lab.core.evaluation import opened
 from dino_lab.core.methods.method import Batch, Surroundings, joined
+from dino_lab.core.networks.spanning import spanning
 from dino_lab.core.optimizers import set_schedule
 from dino_lab.core.records import Record
 from dino_lab.core.schedules import Now
@@ -47,13 +48,18 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
     of its step has been taken. Resumed, it yields the records that follow the checkpoint, the same bits on CPU. What
     was trained on and judged is told in workdir/data.json.
 
+    Called by each process of a `distributed.group`, all of them train one trial, the same up to rounding as one process
+    alone, and read the same images and checkpoint. Rank 0 alone yields records and writes files: the others are to be
+    asked once, and yield nothing.
+
     Raises:
-        Diverged: the loss is not finite.
-        RuntimeError: `resume_from` cannot be read.
+        Diverged: the loss is not finite; on every rank.
+        RuntimeError: `resume_from` cannot be read, or another rank is gone.
         ValueError: `resume_from` is another trial's or of other images, a data set or a checkpoint that the method asks
             for is not there, or images cannot be decoded.
     """
     device = torch.device(trial.runtime.device)
+    is_first = distributed.rank() == 0
 
     # ------------------------------------------------------------------ data
     data_dir = Path(trial.runtime.data_dir) if trial.runtime.data_dir else workdir / "data"
@@ -67,6 +73,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         crops=trial.crops,
         # Another process cannot hand over what lies on a GPU.
         device=torch.device("cpu") if trial.runtime.loader_workers else device,
+        parts=trial.accumulation_steps,
     )
     steps_per_epoch = batches.steps_per_epoch
     steps = trial.epochs * steps_per_epoch
@@ -82,7 +89,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
             global_crops_number=trial.crops.global_crops_number,
             trials_dir=workdir.parent,
         )
-        method = trial.method.build(backbone, surroundings).to(device)
+        method = spanning(trial.method.build(backbone, surroundings)).to(device)
 
     # ------------------------------------------------------------- optimiser
     optimizer = trial.optimizer.build(method.student)
@@ -102,12 +109,15 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
         optimizer.load_state_dict(state["optimizer"])
         use.load_state_dict(state["use"])
         first_step, verdict, seconds = state["step"], Verdict(**state["verdict"]), state["seconds"]
-    with checkpoint.replacing(workdir / DATA) as file:
-        file.write(json.dumps({role: image_set.facts for role, image_set in data.items()}, indent=2).encode())
+    if is_first:
+        with checkpoint.replacing(workdir / DATA) as file:
+            file.write(json.dumps({role: image_set.facts for role, image_set in data.items()}, indent=2).encode())
     if not resume_from:
         if "pictures" in trial.evals.at_end:
             evaluation.picture(method.encoders(), 0, workdir)
-        yield Record(0, 0.0, time.time(), evaluation.untrained(method.encoders()))
+        values = evaluation.untrained(method.encoders())
+        if is_first:
+            yield Record(0, 0.0, time.time(), values)
 
     # ------------------------------------------------------------------ loop
     recorded_step, recorded_seconds = first_step, seconds
@@ -129,14 +139,15 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
         optimizer.zero_grad()
         outcomes = []
+        share = len(batch.labels) // trial.accumulation_steps
         # Drop path is a pure function of (seed, step): nothing random outlives a step, so a resume needs no state.
-        with torch.random.fork_rng():
-            torch.manual_seed((trial.seed + 1) * _STEPS + done)
+        with distributed.draws((trial.seed + 1) * _STEPS + done, images=share):
             for part in batch.split(trial.accumulation_steps):
                 with torch.autocast(device.type, torch.bfloat16, trial.precision == "bf16"):
                     outcome = method.loss(part, now)
-                if not torch.isfinite(outcome.loss):
-                    yield Record(done, done / steps_per_epoch, time.time(), {}, "diverged", done, verdict.left)
+                if not torch.isfinite(distributed.mean(outcome.loss)):
+                    if is_first:
+                        yield Record(done, done / steps_per_epoch, time.time(), {}, "diverged", done, verdict.left)
                     raise Diverged(done)
                 (outcome.loss / trial.accumulation_steps).backward()
                 if outcome.targets is not None:
@@ -146,6 +157,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
         for parameter in method.held(now):
             parameter.grad = None
+        distributed.average_gradients(method.student.parameters())
         norms = signals.gradient_norms(method.student) if recorded else {}
         gradient_norm = trial.optimizer.clip(method.student.parameters())
         optimizer.step()
@@ -167,7 +179,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 records.WEIGHT_DECAY: weight_decay,
                 records.IMAGES_PER_SECOND: (done - recorded_step) * trial.batch_size / (seconds - recorded_seconds),
                 records.TRAIN_MINUTES: seconds / 60,
-                records.PEAK_MEMORY: _peak_memory_mib(device),
+                records.PEAK_MEMORY: distributed.gather(torch.tensor([_peak_memory_mib(device)]), dim=0).max(),
             }
             encoders = method.encoders()
             if "teacher" in encoders:
@@ -177,17 +189,18 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
                 measured[records.ENTROPY_FRACTION] = fraction
             values = {name: float(value) for name, value in measured.items()}
             verdict = verdict.after(done, values, bounds=bounds)
-            stopped = trial.collapse.stops(done, verdict)
+            stopped = distributed.of_first(trial.collapse.stops(done, verdict))
             if evaluated or stopped:
                 names = trial.evals.at_end if done == steps or stopped else trial.evals.during
                 values |= evaluation.trained(encoders, names)
                 if "pictures" in names:
                     evaluation.picture(encoders, done, workdir)
             said = (verdict.kind, verdict.onset_step, verdict.left)
-            yield Record(done, done / steps_per_epoch, time.time(), values, *said)
+            if is_first:
+                yield Record(done, done / steps_per_epoch, time.time(), values, *said)
             recorded_step, recorded_seconds = done, seconds
 
-        if done == steps or stopped or done % trial.runtime.checkpoint_period_steps == 0:
+        if is_first and (done == steps or stopped or done % trial.runtime.checkpoint_period_steps == 0):
             state = {
                 "trial": trial.identity,
                 "step": done,

@@ -57,16 +57,23 @@ class Runtime(Settings):
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the networks are."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that train one trial, each on its share of every batch; cpus, gpus, memory and loaders are of each."""
     cpus: int = Field(default=1, ge=1)
-    """Processors of a trial; it computes with as many threads."""
+    """Processors of a worker; it computes with as many threads."""
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a trial; a fraction shares one."""
+    """GPUs of a worker; a fraction shares one, which only a single worker can."""
     memory_gib: float = Field(default=0.0, ge=0)
-    """Memory that a trial is booked with, GiB; 0 books none."""
+    """Memory that a worker is booked with, GiB; 0 books none."""
     loader_workers: int = Field(default=0, ge=0)
+<<<<<<< HEAD
     """Processes that make crops ahead; 0 makes them in the trial's own, of images kept at one size on its device."""
     max_minutes: float | None = Field(default=None, gt=0)
     """Wall time that an attempt may take; then it counts as failed, also if it hangs. None: no limit."""
+=======
+    """Processes that make crops ahead for a worker; 0 makes them in its own, of images kept at one size on its
+    device."""
+>>>>>>> dist
     log_period_steps: int = Field(default=50, ge=1)
     """Steps between records."""
     checkpoint_period_steps: int = Field(default=500, ge=1)
@@ -109,6 +116,11 @@ class Trial(Settings):
             wrong.append(f"batch_size = {self.batch_size}: exceeds the {images} images of data")
         if self.batch_size % self.accumulation_steps:
             wrong.append(f"accumulation_steps = {self.accumulation_steps}: must divide batch_size = {self.batch_size}")
+        elif self.batch_size % (self.accumulation_steps * self.runtime.workers):
+            wrong.append(
+                f"runtime.workers = {self.runtime.workers}: times accumulation_steps = {self.accumulation_steps} must "
+                f"divide batch_size = {self.batch_size}"
+            )
         for knob, value in self.flat().items():
             warms_up = knob.endswith((".warmup_epochs", ".warmup_teacher_temp_epochs"))
             if warms_up and isinstance(value, int | float) and value > self.epochs:
@@ -139,6 +151,11 @@ class Trial(Settings):
         wrong += self._evaluated_in_vain()
         if self.runtime.device == "cpu" and self.runtime.gpus:
             wrong.append(f"runtime.gpus = {self.runtime.gpus}: runtime.device is 'cpu'; set it to 'cuda'")
+        if self.runtime.workers > 1 and self.runtime.gpus % 1:
+            wrong.append(
+                f"runtime.gpus = {self.runtime.gpus}: cannot share a GPU where runtime.workers = "
+                f"{self.runtime.workers} exchange gradients; allowed are whole numbers"
+            )
         if wrong:
             raise ValueError("\n".join(wrong))
         return self

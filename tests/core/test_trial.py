@@ -16,7 +16,7 @@ from dino_lab.core.settings import KnobError, Settings
 from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
 
-READ_BY_THE_RUNNER = {"runtime.cpus", "runtime.gpus", "runtime.memory_gib", "runtime.max_minutes"}
+READ_BY_THE_RUNNER = {f"runtime.{knob}" for knob in ("workers", "cpus", "gpus", "memory_gib", "max_minutes")}
 READ_IN_A_COLLAPSE = {"collapse.after_steps"}
 NOT_READ = READ_BY_THE_RUNNER | READ_IN_A_COLLAPSE
 
@@ -89,6 +89,14 @@ SIZE = {"epochs": 2, "data.train_images": 48}
         ({"method.kind": "mae", "backbone.name": "resnet18"}, r"backbone\.name = 'resnet18': .* method\.kind = 'mae'"),
         ({"accumulation_steps": 3}, r"accumulation_steps = 3: must divide batch_size = 8"),
         (
+            {"accumulation_steps": 2, "runtime.workers": 3},
+            r"runtime\.workers = 3: times accumulation_steps = 2 must divide batch_size = 8",
+        ),
+        (
+            {"runtime.device": "cuda", "runtime.workers": 2, "runtime.gpus": 0.5},
+            r"runtime\.gpus = 0\.5: .* runtime\.workers = 2",
+        ),
+        (
             {"method.kind": "swav", "method.queue_size": 8, "method.queue_start_epochs": 2.0},
             r"method\.queue_start_epochs = 2\.0: is not before the end, epochs = 2, so that method\.queue_size = 8",
         ),
@@ -124,7 +132,7 @@ def test_a_trial_survives_json(smoke: Trial) -> None:
 
 
 def test_runtime_is_no_part_of_the_identity_and_all_else_is(smoke: Trial) -> None:
-    assert smoke.but({"runtime.cpus": 4, "runtime.loader_workers": 2}).identity == smoke.identity
+    assert smoke.but({"runtime.workers": 2, "runtime.cpus": 4, "runtime.loader_workers": 2}).identity == smoke.identity
     others = {
         "seed": 1,
         "precision": "bf16",

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dino_lab.core import distributed
 from dino_lab.core.data.crops import Crops, multi_crop, whole
 from dino_lab.core.data.images import ImageSet
 from dino_lab.core.data.random import order
@@ -20,13 +21,15 @@ _WHOLE_IMAGES = 256
 
 
 class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Step -> the crops of its images, and their classes, -1 where nobody labelled them.
+    """Step -> the crops of its images, and their classes, -1 where nobody labelled them; of these a rank's share.
 
     The last images of an epoch that do not fill a batch are left out. Crops are made on `device`, of images that are
-    kept at one size.
+    kept at one size. Where a step is worked through in several equal parts, a rank has its share of each.
     """
 
-    def __init__(self, images: ImageSet, *, batch_size: int, seed: int, crops: Crops, device: torch.device) -> None:
+    def __init__(
+        self, images: ImageSet, *, batch_size: int, seed: int, crops: Crops, device: torch.device, parts: int = 1
+    ) -> None:
         if batch_size > len(images):
             raise ValueError(f"batch_size = {batch_size}: exceeds the {len(images)} images of {images.name}")
         self.images = images
@@ -35,6 +38,9 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         self.seed = seed
         self.crops = crops
         self.device = device
+        self.parts = parts
+        # Noted here, since processes that make crops ahead are in no group.
+        self.rank, self.workers = distributed.rank(), distributed.workers()
         self.steps_per_epoch = len(images) // batch_size
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -44,7 +50,8 @@ class Batches(Dataset[tuple[Tensor, Tensor, Tensor]]):
         epoch, place = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:  # sorting all images once an epoch, not once a step
             self._epoch, self._order = epoch, order(self.seed, epoch, len(self.images))
-        indices = self._order[place * self.batch_size :][: self.batch_size]
+        batch = self._order[place * self.batch_size :][: self.batch_size]
+        indices = batch.reshape(self.parts, self.workers, -1)[:, self.rank].reshape(-1)
         parts = [self._crops(part, epoch) for part in _parts(indices, self.images, self.device)]
         global_crops, local_crops = (torch.cat(crops, dim=1) for crops in zip(*parts, strict=True))
         return global_crops, local_crops, self.labels[torch.from_numpy(indices)]
@@ -74,9 +81,10 @@ class Wholes(Dataset[Tensor]):
         parts = _parts(self.chunks[chunk], self.images, torch.device("cpu"))
         return torch.cat([whole(self.images.images(part), self.size) for part in parts])
 
-    def load(self, *, loader_workers: int) -> Iterator[Tensor]:
-        """All of them in order, made by this many processes ahead of time, or here if 0."""
-        return _loaded(self, range(len(self.chunks)), loader_workers, pinned=True)
+    def load(self, *, loader_workers: int, first: int = 0, every: int = 1) -> Iterator[Tensor]:
+        """All of them in order, or every so many from the first on; made by this many processes ahead of time, or here
+        if 0."""
+        return _loaded(self, range(first, len(self.chunks), every), loader_workers, pinned=True)
 
 
 def _parts(indices: Int64[np.ndarray, "B"], images: ImageSet, device: torch.device) -> Iterator[Int64[np.ndarray, "b"]]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dino_lab.core import records
+from dino_lab.core import distributed, records
 
 
 class PrototypeUse:
@@ -31,19 +31,20 @@ class PrototypeUse:
 
     @torch.no_grad()
     def see(self, targets: Float[Tensor, "*N K"]) -> None:
-        """The targets of a step, or of one of several equal parts of it."""
+        """The targets of a step, or of one of several equal parts of it; of those a rank's share."""
         rows = targets.flatten(0, -2)
         chosen = torch.zeros_like(rows[0]).index_add_(0, rows.argmax(dim=-1), torch.ones_like(rows[:, 0]))
         entropy = torch.special.entr(rows).sum(dim=-1).mean()
         self._parts.append({"target": rows.mean(dim=0), "entropy": entropy, "chosen": chosen / len(rows)})
-        self._seen += len(rows)
+        self._seen += distributed.workers() * len(rows)
 
     @torch.no_grad()
     def end_step(self) -> None:
         """Takes what was seen since the last step into the running means, if anything was."""
         if not self._parts:
             return
-        self._step = {name: torch.stack([part[name] for part in self._parts]).mean(dim=0) for name in self._parts[0]}
+        of_parts = {name: torch.stack([part[name] for part in self._parts]).mean(dim=0) for name in self._parts[0]}
+        self._step = dict(zip(of_parts, distributed.means(list(of_parts.values())), strict=True))
         self._steps += 1
         # A plain mean until there are enough, or the first step would count for as much as hundreds after it.
         weight = min(1.0, max(self._seen / len(self._step["target"]), 1 / self._steps))

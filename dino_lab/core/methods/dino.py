@@ -8,7 +8,7 @@ from jaxtyping import Float
 from pydantic import model_validator
 from torch import Tensor
 
-from dino_lab.core import records
+from dino_lab.core import distributed, records
 from dino_lab.core.methods.losses import CrossEntropy, LossSettings, agreement, cross_entropy, entropy, kl_divergence
 from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.methods.operations import Centering, OperationSettings, Sinkhorn, SoftmaxBatch
@@ -108,5 +108,6 @@ class DINOMethod(SelfDistillation):
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, then the centre toward the logits of this step."""
         self.teacher.follow(self.student, now)
-        self.settings.operation.move_center(self.center, torch.stack(self._logits_means).mean(dim=0))
+        logits_mean = distributed.mean(torch.stack(self._logits_means).mean(dim=0))
+        self.settings.operation.move_center(self.center, logits_mean)
         self._logits_means.clear()

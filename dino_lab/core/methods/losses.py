@@ -12,6 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from dino_lab.core.distributed import gather, rank
 from dino_lab.core.schedules import linear_warmup
 from dino_lab.core.settings import Settings
 
@@ -139,7 +140,8 @@ class InfoNCE(Settings):
 
     def between(self, targets: Float[Tensor, "G B K"], outputs: Float[Tensor, "V B K"]) -> Float[Tensor, ""]:
         """Mean of -log softmax_j(targets_j . outputs_i / temp) at j = i, in nats; ln B if all targets are alike."""
-        images = torch.arange(targets.shape[1], device=targets.device)
+        images = torch.arange(targets.shape[1], device=targets.device) + rank() * targets.shape[1]
+        targets = gather(targets, dim=1)
         # Products in bf16 would be known to some hundredths only, once divided by the temperature.
         with torch.autocast(outputs.device.type, enabled=False):
             losses = [

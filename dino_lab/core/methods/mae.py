@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from dino_lab.core.distributed import own, workers
 from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.methods.patches import PatchMean, hidden_number, places, random_masks, with_patches
 from dino_lab.core.networks.backbone import BackboneNetwork, VisionTransformer
@@ -181,7 +182,8 @@ class MAEMethod(Method):
         """
         crops = batch.global_crops.flatten(0, 1)
         patches_number = self.side**2
-        hidden = random_masks(len(crops), patches_number, hidden_number(self.settings.mask_ratio, patches_number))
+        hidden_patches = hidden_number(self.settings.mask_ratio, patches_number)
+        hidden = own(random_masks(workers() * len(crops), patches_number, hidden_patches))
         visible = places(~hidden).to(crops.device)
         encoded = self.student.encode(crops, visible)
         predictions = self.student.decoder(encoded, visible)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
-from dino_lab.core import records
+from dino_lab.core import distributed, records
 from dino_lab.core.methods.losses import CrossEntropy, entropy
 from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.methods.operations import Centering
@@ -105,7 +105,7 @@ class MaskedMethod(SelfDistillation):
         Source: iBOT (arXiv:2111.07832), equation 2; main_ibot.py, iBOTLoss.
         """
         crops = batch.global_crops.flatten(0, 1)
-        hidden = self._masks(len(crops))
+        hidden = distributed.own(self._masks(distributed.workers() * len(crops)))
         masked = places(hidden).to(crops.device)
         teacher_logits, features = self._teacher_patches(crops)
         student_logits = self.student.masked_logits(crops, hidden.to(crops.device), masked).float()
@@ -140,7 +140,8 @@ class MaskedMethod(SelfDistillation):
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, then the centre toward the logits of this step."""
         self.teacher.follow(self.student, now)
-        self.settings.operation.move_center(self.center, torch.stack(self._logits_means).mean(dim=0))
+        logits_mean = distributed.mean(torch.stack(self._logits_means).mean(dim=0))
+        self.settings.operation.move_center(self.center, logits_mean)
         self._logits_means.clear()
 
     def encoders(self) -> dict[str, nn.Module]:

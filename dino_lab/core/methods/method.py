@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from dino_lab.core import distributed
 from dino_lab.core.networks.network import Network
 from dino_lab.core.networks.teacher import TeacherSettings
 from dino_lab.core.schedules import Now
@@ -101,7 +102,11 @@ class SelfDistillation(Method):
 
 
 def joined(outcomes: Sequence[Outcome]) -> Outcome:
-    """The outcome of a whole batch from those of its equal parts: means, and what belongs to images side by side."""
+    """The outcome of a whole batch from those of its equal parts: means, and what belongs to images side by side.
+
+    Of each part ranks have equal shares; targets, which can be as large as a network, stay those of the rank's own.
+    """
+    outcomes = [_of_all_ranks(outcome) for outcome in outcomes]
     if len(outcomes) == 1:
         return outcomes[0]
 
@@ -116,4 +121,17 @@ def joined(outcomes: Sequence[Outcome]) -> Outcome:
         targets=beside([outcome.targets for outcome in outcomes]),
         outputs=beside([outcome.outputs for outcome in outcomes]),
         measures={name: sum(float(each.measures[name]) for each in outcomes) / len(outcomes) for name in names},
+    )
+
+
+def _of_all_ranks(outcome: Outcome) -> Outcome:
+    """What was measured on images, and is a tensor, becomes a mean; a number is the same on all ranks."""
+    measured = {name: value for name, value in outcome.measures.items() if isinstance(value, Tensor)}
+    loss, *means = distributed.means([outcome.loss, *measured.values()])
+    return replace(
+        outcome,
+        loss=loss,
+        features=distributed.gather(outcome.features, dim=1),
+        outputs=None if outcome.outputs is None else distributed.gather(outcome.outputs, dim=1),
+        measures={**outcome.measures, **dict(zip(measured, means, strict=True))},
     )

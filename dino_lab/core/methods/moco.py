@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from dino_lab.core.distributed import gather
 from dino_lab.core.methods.method import Batch, Outcome, SelfDistillation, Surroundings
 from dino_lab.core.networks.backbone import BackboneNetwork
 from dino_lab.core.networks.head import MLPHeadSettings
@@ -98,11 +99,11 @@ class MoCoMethod(SelfDistillation):
     def after_step(self, now: Now) -> None:
         """Moves the teacher toward the student, and puts this step's keys in the place of the oldest.
 
-        Crop after crop, the images of all parts together, so that the queue does not depend on the number of parts.
+        Crop after crop, the images of all parts and ranks together, so that the queue does not depend on their numbers.
         Of more keys than the queue holds, the newest stay.
         """
         self.teacher.follow(self.student, now)
-        keys = torch.cat(self._keys, dim=1).flatten(0, 1)[-len(self.queue) :]
+        keys = torch.cat([gather(part, dim=1) for part in self._keys], dim=1).flatten(0, 1)[-len(self.queue) :]
         self._keys.clear()
         rows = (self.pointer + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[rows] = keys

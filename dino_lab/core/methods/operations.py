@@ -7,6 +7,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from dino_lab.core.distributed import gather, workers
 from dino_lab.core.settings import Settings
 
 
@@ -27,9 +28,16 @@ def sinkhorn(logits: Float[Tensor, "*B K"], teacher_temp: float, *, iterations: 
     """
     plan = logits.flatten(end_dim=-2) / teacher_temp
     for _ in range(iterations):
-        plan = plan.log_softmax(dim=0)
+        plan = _log_softmax_of_images(plan)
         plan = plan.log_softmax(dim=1)
     return plan.exp().view_as(logits)
+
+
+def _log_softmax_of_images(logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    """Over the images of all ranks, which may have unequally many."""
+    if workers() == 1:
+        return logits.log_softmax(dim=0)
+    return logits - gather(logits.logsumexp(dim=0, keepdim=True), dim=0).logsumexp(dim=0)
 
 
 class Centering(Settings):

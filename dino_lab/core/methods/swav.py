@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dino_lab.core import records
+from dino_lab.core.distributed import gather, rank, workers
 from dino_lab.core.methods.losses import agreement, cross_entropy, entropy, kl_divergence
 from dino_lab.core.methods.method import Batch, Method, Outcome, Surroundings
 from dino_lab.core.methods.operations import sinkhorn
@@ -110,7 +111,7 @@ class SwAVMethod(Method):
 
         The source does the latter at the start of the next step.
         """
-        projections = torch.cat(self._projections, dim=1)
+        projections = torch.cat([gather(part, dim=1) for part in self._projections], dim=1)
         self._projections.clear()
         if self.settings.queue_size and now.step >= self.settings.queue_start_epochs * now.steps_per_epoch:
             self.queue.copy_(torch.cat([projections, self.queue], dim=1)[:, : self.settings.queue_size])
@@ -125,7 +126,9 @@ class SwAVMethod(Method):
         images = scores.shape[1]
         # Filled from the front, so that its last row is set when it is full.
         if self.settings.queue_size and self.queue[:, -1].any():
-            scores = torch.cat([scores, self.student.prototypes(self.queue).float()], dim=1)
+            # Evened out with those of all ranks: each row is one rank's.
+            share = self.queue[:, rank() :: workers()]
+            scores = torch.cat([scores, self.student.prototypes(share).float()], dim=1)
         codes = [sinkhorn(of_crop, self.settings.epsilon, iterations=self.settings.iterations) for of_crop in scores]
         return torch.stack(codes)[:, :images]
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from dino_lab.core.distributed import own, workers
 from dino_lab.core.settings import KnobError, Settings
 
 
@@ -249,7 +250,7 @@ def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], branch_input: Ten
     """x + branch(branch_input); drop path leaves the branch out, and uncomputed, for some of the images."""
     if drop_rate == 0:
         return x + branch(branch_input)
-    kept = (torch.rand(len(x), device=x.device) >= drop_rate).nonzero()[:, 0]
+    kept = (own(torch.rand(workers() * len(x), device=x.device)) >= drop_rate).nonzero()[:, 0]
     return x.index_add(0, kept, branch(branch_input.index_select(0, kept)).to(x.dtype), alpha=1 / (1 - drop_rate))
 
 

@@ -71,14 +71,17 @@ def test_an_image_gets_the_same_crops_for_any_number_of_workers_and_batch_size(
     assert_same(crops_of_each(batches, epochs=2, loader_workers=loader_workers), expected)
 
 
-def test_parts_of_a_batch_as_ranks_would_share_it_are_the_crops_of_the_whole(images: ImageSet) -> None:
-    batches = Batches(images, batch_size=12, seed=3, crops=CROPS, device=CPU)
-    global_crops, local_crops, _ = batches[1]
-    indices = order(3, 0, IMAGES)[12:24]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_ranks_have_shares_of_each_part_of_a_batch(images: ImageSet, parts: int) -> None:
+    whole = Batches(images, batch_size=12, seed=3, crops=CROPS, device=CPU)[1]
+    of_ranks = []
     for rank in range(3):
-        theirs = batches._crops(indices[rank::3], epoch=0)
-        assert torch.equal(theirs[0], global_crops[:, rank::3])
-        assert torch.equal(theirs[1], local_crops[:, rank::3])
+        batches = Batches(images, batch_size=12, seed=3, crops=CROPS, device=CPU, parts=parts)
+        batches.rank, batches.workers = rank, 3
+        of_ranks.append([crops.chunk(parts, dim=-1 if crops.ndim == 1 else 1) for crops in batches[1]])
+    for ours, *theirs in zip(whole, *of_ranks, strict=True):
+        together = [share for part in zip(*theirs, strict=True) for share in part]
+        assert torch.equal(torch.cat(together, dim=-1 if ours.ndim == 1 else 1), ours)
 
 
 def test_more_images_than_are_worked_on_at_once_are_one_batch(tmp_path: Path) -> None:
