@@ -66,14 +66,10 @@ class Runtime(Settings):
     memory_gib: float = Field(default=0.0, ge=0)
     """Memory that a worker is booked with, GiB; 0 books none."""
     loader_workers: int = Field(default=0, ge=0)
-<<<<<<< HEAD
-    """Processes that make crops ahead; 0 makes them in the trial's own, of images kept at one size on its device."""
-    max_minutes: float | None = Field(default=None, gt=0)
-    """Wall time that an attempt may take; then it counts as failed, also if it hangs. None: no limit."""
-=======
     """Processes that make crops ahead for a worker; 0 makes them in its own, of images kept at one size on its
     device."""
->>>>>>> dist
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Wall time that an attempt may take; then it counts as failed, also if it hangs. None: no limit."""
     log_period_steps: int = Field(default=50, ge=1)
     """Steps between records."""
     checkpoint_period_steps: int = Field(default=500, ge=1)

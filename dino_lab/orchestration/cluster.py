@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -76,30 +76,34 @@ def _check_address(address: str) -> None:
 
 
 def resources(trial: "Trial") -> dict[str, float]:
-    """What a trial is booked with, as Ray books it; memory in bytes."""
+    """What each worker of a trial is booked with, as Ray books it; memory in bytes."""
     runtime = trial.runtime
     return {"CPU": runtime.cpus, "GPU": runtime.gpus, "memory": int(runtime.memory_gib * 2**30)}
 
 
 def check_resources(trials: "Iterable[Trial]") -> None:
-    """A trial must fit into one machine, or it would wait for ever.
+    """Each of a trial's workers must fit into one machine, or it would wait for ever.
 
     Raises:
         ValueError: the knobs of one that does not, and what there is.
     """
     machines = [node["Resources"] for node in alive_nodes()]
     for trial in trials:
-        wanted = resources(trial)
-        if not any(all(machine.get(key, 0) >= value for key, value in wanted.items()) for machine in machines):
-            runtime = trial.runtime
+        runtime = trial.runtime
+        if sum(_workers_in(machine, resources(trial)) for machine in machines) < runtime.workers:
             there = "; ".join(
                 f"{machine.get('CPU', 0):g} CPUs, {machine.get('GPU', 0):g} GPUs, {machine['memory'] / 2**30:.1f} GiB"
                 for machine in machines
             )
             raise ValueError(
-                f"runtime.cpus = {runtime.cpus}, runtime.gpus = {runtime.gpus}, "
-                f"runtime.memory_gib = {runtime.memory_gib}: no machine has as much; there is {there}"
+                f"runtime.workers = {runtime.workers}, runtime.cpus = {runtime.cpus}, runtime.gpus = {runtime.gpus}, "
+                f"runtime.memory_gib = {runtime.memory_gib}: there is not as much room, only {there}"
             )
+
+
+def _workers_in(machine: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """How many of a trial's workers fit."""
+    return min(int(machine.get(key, 0) / value) for key, value in wanted.items() if value)
 
 
 def alive_nodes() -> list[dict[str, dict[str, float]]]:

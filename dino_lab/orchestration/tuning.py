@@ -57,7 +57,7 @@ def fit(source: Source, watcher: Watcher, lab: Path, *, concurrency: int | None,
         tune.Tuner(
             tune.with_resources(
                 functools.partial(work, lab=lab, train=train),
-                lambda config: tune.PlacementGroupFactory([resources(Trial.of(json.loads(config["settings"])))]),
+                _bundles,
             ),
             tune_config=tune.TuneConfig(
                 search_alg=_Handing(source),
@@ -75,6 +75,11 @@ def fit(source: Source, watcher: Watcher, lab: Path, *, concurrency: int | None,
                 verbose=0,
             ),
         ).fit()
+
+
+def _bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    trial = Trial.of(json.loads(config["settings"]))
+    return tune.PlacementGroupFactory([resources(trial)] * trial.runtime.workers)
 
 
 class _Handing(Searcher):

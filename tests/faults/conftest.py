@@ -10,7 +10,17 @@ from tests.faults.sweep import Cluster, Server, Sweep
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lab in which the sweep of these tests ran without any fault, on this machine alone."""
-    sweep = Sweep(tmp_path_factory.mktemp("undisturbed"))
+    return _undisturbed(tmp_path_factory.mktemp("undisturbed"), workers=1)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, by two workers a trial: that is the same up to rounding, not bit for bit."""
+    return _undisturbed(tmp_path_factory.mktemp("undisturbed"), workers=2)
+
+
+def _undisturbed(folder: Path, *, workers: int) -> Path:
+    sweep = Sweep(folder, workers=workers)
     assert sweep.run() == 0, sweep.said()
     return sweep.lab
 

@@ -35,10 +35,11 @@ class Sweep:
         cluster: "Cluster | None" = None,
         server: "Server | None" = None,
         lab: Path | None = None,
+        workers: int = 1,
     ) -> None:
         folder.mkdir(exist_ok=True)
         self.lab = lab or folder / "lab"
-        self.asked = [*ASKED, *OFTEN, "--lab", str(self.lab)]
+        self.asked = [*ASKED, *OFTEN, "--set", f"runtime.workers={workers}", "--lab", str(self.lab)]
         self.options = ["--address", cluster.address] if cluster else []
         self.options += ["--tracking-uri", server.uri] if server else []
         self.uri = server.uri if server else f"sqlite:///{self.lab / 'mlflow.db'}"

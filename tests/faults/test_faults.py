@@ -13,8 +13,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
+from dino_lab.core.records import LOSS
 from dino_lab.orchestration.folder import TrialFolder
 from tests.faults.sweep import ROOT, Cluster, Server, Sweep, assert_nothing_lost, pause, wait_until
 
@@ -41,6 +43,27 @@ def test_a_worker_and_a_node_are_killed_and_the_server_is_away(
     assert driver.wait(timeout=280) == 0, sweep.said()
     assert "attempts failed or were killed, and were taken up from their checkpoints" in sweep.said()
     assert_nothing_lost(sweep, undisturbed)
+
+
+def test_a_worker_of_a_trial_over_two_is_killed(
+    tmp_path: Path, undisturbed: Path, undisturbed_by_two: Path, cluster: Cluster, server: Server
+) -> None:
+    chance = random.Random(5)
+    sweep = Sweep(tmp_path, cluster=cluster, server=server, workers=2)
+    driver = sweep.start()
+    for rank in (0, 1, 1):
+        wait_until(sweep.begun)
+        pause(chance)
+        others = [each.pid for each in psutil.process_iter() if each.name().startswith("ray::_Other")]
+        kill(chance.choice(others if rank else sweep.workers()))
+        wait_until(lambda: not sweep.workers())
+    assert driver.wait(timeout=280) in (0, 1), sweep.said()
+    assert sweep.run() == 0, sweep.said()
+    assert_nothing_lost(sweep, undisturbed_by_two)
+    for folder in sweep.folders:  # and of what one worker does, the same up to rounding, while rounding is small
+        one = TrialFolder(undisturbed, folder.path.name).records()[:10]
+        for record, other in zip(folder.records(), one, strict=False):
+            assert record.values[LOSS] == pytest.approx(other.values[LOSS], rel=1e-3) if LOSS in record.values else True
 
 
 def test_the_driver_is_killed_and_terminated_and_interrupted(

@@ -99,7 +99,13 @@ def main() -> None:
             sweep(
                 [
                     replace(
-                        each, trial=each.trial.but({"runtime.cpus": arguments.cpus, "runtime.max_minutes": minutes})
+                        each,
+                        trial=each.trial.but(
+                            {
+                                "runtime.cpus": arguments.cpus,
+                                "runtime.max_minutes": minutes,
+                            }
+                        ),
                     )
                     for each in labelled_trials(arguments.rows)
                 ]
