@@ -148,6 +148,7 @@ class TrialFolder:
         return end if end.records <= self._lines() else None
 
     def write_end(self, state: Ended, error: str | None = None, *, seconds: float) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)  # of a trial that was lost before it began
         _write(self._end, json.dumps(asdict(End(state, error, seconds, self._lines()))))
 
     def _lines(self) -> int:

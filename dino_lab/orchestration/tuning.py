@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import tune
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.tune.search import Searcher
 
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration.cluster import resources
 from dino_lab.orchestration.folder import Train
 from dino_lab.orchestration.worker import work
+
+# Tune knows how actors die, but not of this one (seen in 2.60): the first worker that Ray killed for its memory would
+# end the whole sweep. So it is told that this is a death of an actor too, and takes the trial up again.
+OutOfMemoryError.__bases__ = (RayActorError,)
+OutOfMemoryError._preempted = False  # type: ignore[attr-defined]
 
 _RETRIES = 2
 _STARTING = 16
@@ -125,4 +131,4 @@ class _Telling(tune.Callback):
         self._watcher.retried()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._watcher.lost(trial.config["trial"], str(trial.get_error()))
+        self._watcher.lost(trial.config["trial"], Path(trial.error_file).read_text())

@@ -39,6 +39,8 @@ def fake_train(
     step_seconds: float = 0.0,
     dies_once_at: int | None = None,
     hangs_at: int | None = None,
+    eats_memory_at: int | None = None,
+    raises_at: int | None = None,
 ) -> Iterator[Record]:
     """Yields STEPS records, the same values each time; writes down where each attempt began."""
     first = 0
@@ -50,6 +52,12 @@ def fake_train(
         time.sleep(step_seconds)
         if step == hangs_at:
             time.sleep(1000)
+        if step == raises_at and trial.epochs == 101:
+            raise ZeroDivisionError("by zero")
+        eaten = []
+        while step == eats_memory_at and trial.epochs == 100:
+            eaten.append(b"x" * 2**26)
+            time.sleep(0.05)
         death = workdir / "died"
         if step == dies_once_at and not death.exists():
             death.touch()
@@ -81,6 +89,8 @@ def main() -> None:
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--dies-once-at", type=int)
     parser.add_argument("--hangs-at", type=int)
+    parser.add_argument("--eats-memory-at", type=int)
+    parser.add_argument("--raises-at", type=int)
     parser.add_argument("--rows", type=int, default=3)
     parser.add_argument("--only-failed", action="store_true")
     parser.add_argument("--cpus", type=int, default=1)
@@ -118,6 +128,8 @@ def main() -> None:
                 step_seconds=arguments.step_seconds,
                 dies_once_at=arguments.dies_once_at,
                 hangs_at=arguments.hangs_at,
+                eats_memory_at=arguments.eats_memory_at,
+                raises_at=arguments.raises_at,
             ),
         )
     except ValueError as error:

@@ -13,6 +13,8 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from dino_lab.core.records import KNN, LOSS
+from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration import cluster, runner
 from dino_lab.orchestration.folder import End, TrialFolder, locked
@@ -27,7 +29,7 @@ STEPS = 8
 class Driver:
     """tests/orchestration/driver.py in its own process and process group."""
 
-    def __init__(self, lab: Path, *arguments: str) -> None:
+    def __init__(self, lab: Path, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.orchestration.driver", str(lab), *arguments],
             cwd=ROOT,
@@ -35,6 +37,7 @@ class Driver:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=os.environ | environment,
         )
 
     def outcome(self) -> dict:
@@ -197,6 +200,43 @@ def test_a_trial_that_hangs_ends_by_itself_is_taken_up_again_and_then_fails_and_
     assert [record.step for record in folder.records()] == list(range(STEPS))
 
 
+@pytest.mark.faults
+def test_trials_that_raise_or_eat_memory_fail_alone(lab: Path) -> None:
+    memory = psutil.virtual_memory()
+    too_much = (memory.total - memory.available + 1.5 * 2**30) / memory.total
+    outcome = Driver(
+        lab,
+        *("--eats-memory-at", "5", "--raises-at", "6", "--rows", "3"),
+        RAY_memory_usage_threshold=f"{too_much:.4f}",
+        RAY_memory_monitor_refresh_ms="100",
+    ).outcome()
+    assert outcome["states"] == ["failed", "failed", "finished"]
+    errors = {each: each.end().error or "" for each in folders(lab)}
+    (eater,) = (each for each, error in errors.items() if "low on memory" in error)
+    (raiser,) = (each for each, error in errors.items() if "ZeroDivisionError: by zero" in error)
+    assert attempts(eater) == attempts(raiser) == [0, 4, 4]
+    Driver(lab).outcome()
+    assert [record.step for each in folders(lab) for record in each.records()] == 3 * list(range(STEPS))
+
+
+@pytest.mark.ray
+def test_a_trial_over_two_workers_has_the_records_of_one_up_to_rounding(
+    lab: Path, smoke: Trial, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    often = "runtime.log_period_steps"
+    one = list(train(smoke.but({often: 2}), workdir=tmp_path_factory.mktemp("one")))
+    asked = ["collapse", "--baseline", "smoke", "--seeds", "0", "--set", "runtime.workers=2"]
+    line = [sys.executable, "-m", "dino_lab", "run", *asked, "--set", f"{often}=2", "--lab", str(lab), "--json"]
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    two = TrialFolder(lab, smoke.identity).records()
+    assert json.loads(said.stdout)["retries"] == 0
+    assert [record.step for record in two] == [record.step for record in one]
+    for record, other in zip(two, one, strict=True):
+        assert record.values.keys() == other.values.keys()
+        assert record.values.get(LOSS, 0.0) == pytest.approx(other.values.get(LOSS, 0.0), rel=1e-4)
+        assert record.values.get(KNN) == other.values.get(KNN)
+
+
 @pytest.mark.ray
 def test_a_trial_that_no_machine_can_hold_is_refused_before_anything_starts(lab: Path) -> None:
     shutil.rmtree(lab)
@@ -283,7 +323,6 @@ def test_trials_that_need_anothers_checkpoint_come_after_it(smoke: Trial) -> Non
 def test_a_trial_that_tune_gave_up_is_failed_unless_it_wrote_its_own_end(lab: Path) -> None:
     watch = runner._Watch(lab, [], None, lambda progress: None)
     for trial_id in ("killed", "raised"):
-        (lab / "trials" / trial_id).mkdir(parents=True)
         watch.lost(trial_id, "the worker died")
     TrialFolder(lab, "raised").write_end("failed", "ZeroDivisionError", seconds=3.0)
     watch.record_lost_trials()
