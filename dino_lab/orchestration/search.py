@@ -340,6 +340,13 @@ class Study:
         self._study.set_user_attr("seconds", self._seconds_before + time.monotonic() - self._opened)
 
 
+class _Grid(GridSampler):
+    """Does not stop the study after its last point, which only an optimisation loop of Optuna's own can be told."""
+
+    def after_trial(self, *told: Any) -> None:
+        pass
+
+
 def _sampler(search: Search, *, seed: int) -> BaseSampler:
     match search.sampler:
         case "tpe":
@@ -359,7 +366,7 @@ def _sampler(search: Search, *, seed: int) -> BaseSampler:
             return RandomSampler(seed=seed)
         case "grid":
             # Its order must stay, since points are known by their places.
-            return GridSampler(search.grid, seed=search.seed)
+            return _Grid(search.grid, seed=search.seed)
 
 
 def _distributions(search: Search) -> dict[str, BaseDistribution]:
