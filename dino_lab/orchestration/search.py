@@ -231,6 +231,7 @@ class Study:
             "dino_lab.suggested": json.dumps(frozen.params),
             "dino_lab.changes": json.dumps(dict(labelled.changes)),
             "dino_lab.search_state": frozen.state.name,
+            "dino_lab.told": json.dumps(frozen.values),
             "dino_lab.seeded": json.dumps("seeded" in frozen.user_attrs),
         }
 

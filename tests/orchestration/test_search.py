@@ -560,6 +560,7 @@ def test_tags_describe_the_space_as_optuna_reads_it_again(lab: Path) -> None:
     for each in opened.labelled():
         own = opened.tags_of(each)
         assert json.loads(own["dino_lab.changes"]) == each.changes
+        assert json.loads(own["dino_lab.told"]) == told(lab)[each.row_index].values
         assert own["dino_lab.search_state"] == "COMPLETE"
 
 
