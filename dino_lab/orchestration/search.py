@@ -195,9 +195,9 @@ class Study:
                 trial.set_user_attr(key, fact)
             self._study.tell(trial, values, state)
 
-    def labelled(self) -> "list[LabelledTrial]":
-        """Every trial of the study in the order of their numbers; what was refused is none."""
-        return [self._labelled(frozen) for frozen in self._trials() if "trial_id" in frozen.user_attrs]
+    def labelled(self, first: int = 0) -> "list[LabelledTrial]":
+        """The study's trials in the order of their numbers, from this one on; what was refused is none."""
+        return [self._labelled(frozen) for frozen in self._trials()[first:] if "trial_id" in frozen.user_attrs]
 
     def tags(self) -> dict[str, str]:
         """What is to be recorded of the whole study: names and JSON."""
