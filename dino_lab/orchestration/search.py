@@ -79,7 +79,7 @@ class Study:
             prepare: What each trial becomes before it can run in this lab, as by what is known of its data.
 
         Raises:
-            ValueError: as `Search.start` and `prepare`.
+            ValueError: as `Search.start` and `prepare`; the journal is none of Optuna's.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Absolute: Optuna's lock would wait for ever on a relative one that a killed process left.
@@ -87,11 +87,13 @@ class Study:
         self._search = search
         self._prepare = prepare
         self._start = search.start(baseline, overrides)
-        asked = repr((prepare(self._start).identity, search.space, list(search.objectives)))
+        # A grid knows its points by the numbers of trials, so that it cannot go on with those of another sampler.
+        is_grid = search.sampler == "grid"
+        asked = repr((prepare(self._start).identity, search.space, list(search.objectives), is_grid))
         changes = [f"{knob}={json.dumps(value)}" for knob, value in sorted((overrides or {}).items())]
         self.name = " ".join([name, baseline_name, *changes, hashlib.sha256(asked.encode()).hexdigest()[:6]])
         self._lab.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(self._lab / STUDIES)))
+        storage = _storage(self._lab / STUDIES)
         if self.name not in optuna.get_all_study_names(storage):
             _cut_torn_line(self._lab / STUDIES)
             optuna.create_study(storage=storage, study_name=self.name, directions=search.directions)
@@ -339,6 +341,15 @@ class Study:
 
     def _count_seconds(self) -> None:
         self._study.set_user_attr("seconds", self._seconds_before + time.monotonic() - self._opened)
+
+
+def _storage(path: Path) -> JournalStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path}: cannot be read ({error!r}); move it away, and searches begin again with what the lab has of trials"
+        ) from None
 
 
 class _Grid(GridSampler):

@@ -119,6 +119,13 @@ def test_a_grid_covers_every_point_once_also_over_sessions(lab: Path) -> None:
     assert second.spent == "6 of 6 trials"
 
 
+def test_a_grid_after_another_sampler_covers_every_point_too(lab: Path) -> None:
+    before = finish(lab, study(lab, POINTS, sampler="random", trials=3))
+    after = finish(lab, study(lab, POINTS, sampler="grid", trials=None))
+    assert len({each.trial.identity for each in [*before, *after]}) == len(before) + len(after) == 6
+    assert len(told(lab)) == 6
+
+
 def test_a_grid_asks_for_no_more_trials_than_it_is_said(lab: Path) -> None:
     assert len(finish(lab, study(lab, POINTS, sampler="grid", trials=4))) == 4
 
@@ -155,15 +162,13 @@ def test_hours_are_those_of_all_sessions_together(lab: Path) -> None:
     assert opened.ask().row_index == 0
     assert opened.ask().row_index == 1
     assert stored().user_attrs["seconds"] > first > 0
-    stored().set_user_attr("seconds", 3599.99)
-    spent = study(lab, trials=None, hours=1.0)
-    # What was left running is asked for, whatever the time.
-    assert [each.row_index for each in iter(spent.ask, None)][:2] == [0, 1]
+    assert stored().user_attrs["seconds"] < 60
     stored().set_user_attr("seconds", 3600.0)
     late = study(lab, trials=None, hours=1.0)
-    assert len(list(iter(late.ask, None))) == len(told(lab))
+    # What was left running is asked for, whatever the time.
+    assert [late.ask().row_index, late.ask().row_index] == [0, 1]
+    assert late.ask() is None
     assert late.spent == "1.00 of 1 hours"
-    assert study(lab, trials=None, hours=1.0).spent
     assert not study(lab, trials=None, hours=1.5).spent
 
 
@@ -443,16 +448,24 @@ def test_a_collapse_that_is_only_recorded_is_pruned_like_everything_else(lab: Pa
 
 
 def test_asha_judges_first_at_the_first_evaluation(lab: Path) -> None:
-    opened = study(lab, pruner="asha", trials=40, overrides={"epochs": 20})
-    for i in range(16):
+    opened = study(lab, pruner="asha", trials=40)
+
+    def judged(knn: float, step: int = 400) -> bool:
+        """A whole trial is 1,200 steps."""
         each = opened.ask()
-        opened.report(each.trial.identity, course(50.0 + i, at=1))
-        opened.tell(ended(lab, each.trial, "finished", {KNN: 50.0 + i}))
+        is_worse = opened.report(each.trial.identity, Record(step, step / 400, 1.0, {KNN: knn}))
+        opened.tell(ended(lab, each.trial, "pruned" if is_worse else "finished", {KNN: knn}))
+        return is_worse
+
+    # The first is the best of one; nobody can tell yet how many in four it will be.
+    assert [judged(65.0 - i) for i in range(16)] == [False] + [True] * 15
+    # One in four goes on; a rung before the evaluation, at which there is only the best, would let it go.
+    assert not judged(62.5)
+    assert judged(60.0)
     each = opened.ask()
-    # One in four goes on, up to four times the step.
-    assert not opened.report(each.trial.identity, course(63.0, at=1))
-    assert not opened.report(each.trial.identity, course(1.0, at=3))
-    assert opened.report(opened.ask().trial.identity, course(61.0, at=1))
+    assert not opened.report(each.trial.identity, Record(400, 1.0, 1.0, {KNN: 70.0}))
+    # The next rung is at four times the step.
+    assert not opened.report(each.trial.identity, Record(800, 2.0, 1.0, {KNN: 1.0}))
 
 
 # ------------------------------------------------------------------------------------------- killed, and taken up again
@@ -523,6 +536,18 @@ def test_a_line_that_was_cut_short_spoils_nothing(again: dict[Any, Any], lab: Pa
     assert len(finish(lab, study(lab, again), number=2)) == 2
     # The other study has taken over what the first one had, of which nothing is lost.
     assert [trial.state.name for trial in told(lab)] == ["COMPLETE"] * 4
+
+
+@pytest.mark.parametrize("line", ["nonsense\n", '{"not": "Optuna\'s"}\n', "\x80\n"])
+def test_a_journal_that_is_spoiled_is_told_and_nothing_is_lost_without_it(line: str, lab: Path) -> None:
+    finish(lab, study(lab), number=3)
+    whole = (lab / STUDIES).read_bytes()
+    (lab / STUDIES).write_bytes(whole + line.encode("latin-1") + whole)
+    with pytest.raises(ValueError, match=r"optuna\.log: cannot be read .* move it away, and searches begin again"):
+        study(lab)
+    (lab / STUDIES).unlink()
+    study(lab)
+    assert [trial.state.name for trial in told(lab)] == ["COMPLETE"] * 3
 
 
 def test_looking_at_a_study_changes_nothing(lab: Path, smoke: Trial) -> None:
