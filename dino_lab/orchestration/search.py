@@ -109,8 +109,8 @@ class Study:
     def begin(self) -> None:
         """Takes up what was before this session; needs the lab to itself.
 
-        Trials that ended and that nobody told of are told, those that are still to be run come first from `ask`, and
-        what trials of other experiments are a point of the space is added.
+        Trials that ended without being told are told, those that are still to be run come first from `ask`, and trials
+        of other experiments that are points of the space are added.
         """
         _cut_torn_line(self._lab / STUDIES)
         for frozen in self._trials():
@@ -348,7 +348,7 @@ def _storage(path: Path) -> JournalStorage:
         return JournalStorage(JournalFileBackend(str(path)))
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f"{path}: cannot be read ({error!r}); move it away, and searches begin again with what the lab has of trials"
+            f"{path}: cannot be read ({error!r}); move it away, and searches begin again with the lab's finished trials"
         ) from None
 
 
