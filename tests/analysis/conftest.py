@@ -192,6 +192,8 @@ def mirror(lab: Path, study: Study, name: str) -> None:
         "dino_lab.paper_rows": "{}",
         "mlflow.note.content": "Which rate?\n\nExpect: 0.01.\n\nCommand: dino-lab run find\nCost: 48 trials on smoke.",
     }
+    # Once the space was another one, and so was the study.
+    client.create_run(experiment, tags=tags | study.tags() | {"dino_lab.study": "before"}, start_time=1)
     parent = client.create_run(experiment, tags=tags | study.tags()).info.run_id
     for each in study.labelled():
         folder = TrialFolder(lab / name, each.trial.identity)
