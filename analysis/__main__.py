@@ -17,8 +17,10 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description="Writes the reports of ablations.")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="an ablation")
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis", description="Writes the reports of ablations and searches."
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="an ablation or a search")
     parser.add_argument("--lab", type=Path, default=Path("lab"), help="the folder that holds everything (./lab)")
     parser.add_argument("--baseline", default="shapes_cpu", help="the baseline that it was run with (shapes_cpu)")
     parser.add_argument(

@@ -20,20 +20,41 @@ import pandera.pandas as pa
 
 from dino_lab.core import records as names
 
-STATES = ("waiting", "running", "interrupted", "finished", "stopped", "diverged", "failed")
+STATES = ("waiting", "running", "interrupted", "finished", "stopped", "diverged", "pruned", "failed")
+SEARCH_STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")
+"""Optuna's."""
 
 CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, names.PIXELS_KNN)
 """Metrics whose whole course is read, beside all evaluations; of the others `trials` holds the last value."""
 
 
 @dataclass(frozen=True)
+class Search:
+    """What a search was asked for, and what of it could not be tried."""
+
+    space: dict[str, dict[str, Any]]
+    """By name, the distribution as Optuna writes it in JSON."""
+    objectives: list[str]
+    options: dict[str, Any]
+    """Sampler, pruner, seed, and the budget in trials and hours."""
+    fixed: dict[str, Any]
+    """Knobs set for every trial."""
+    refused_number: int
+    refused: list[dict[str, Any]]
+    """Row, suggestion and error of the first suggestions whose settings did not go together."""
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """The trials of one ablation under one baseline and one set of overrides.
+    """The trials of one ablation, or one search, under one baseline and one set of overrides.
 
     `trials` has a row a trial, in every state: trial_id, run_id, row, row_index, seed, state, verdict, onset_step, left
     (collapses that were called and taken back, as text; empty if there were none),
     `level:<axis>`, `param:<knob>` and, under its own name, the last value of each metric. `curves` has a row a value:
     trial_id, step, metric, value.
+
+    Of a search `trials` also has what Optuna knows: search_state, seeded (taken over from another experiment),
+    `told:<objective>`, and as JSON suggested (by name) and changes (by knob).
     """
 
     name: str
@@ -49,11 +70,12 @@ class Sweep:
     """The study's name of a row, where the row's label is another."""
     trials: pd.DataFrame
     curves: pd.DataFrame
+    search: Search | None = None
 
     @property
     def title(self) -> str:
         """What was run: ablation, baseline and overrides."""
-        changes = [f"{knob}={_plain(value)}" for knob, value in self.overrides.items()]
+        changes = [f"{knob}={plain(value)}" for knob, value in self.overrides.items()]
         return ", ".join([f"{self.name} on {self.baseline}", *changes])
 
     @property
@@ -84,7 +106,8 @@ def read(
         raise LookupError(f"no records in {lab}: it has no mlflow.db; run an ablation first")
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
         parent, tags = _parent(store, name, baseline, overrides)
-        trials = _trials(store, parent)
+        search = _search(tags)
+        trials = _trials(store, parent, search)
         curves = _curves(store, parent)
     if asked is not None:
         kept = [(trial.row, trial.trial_id) in asked for trial in trials.itertuples()]
@@ -103,6 +126,7 @@ def read(
         paper_rows=json.loads(tags.get("dino_lab.paper_rows", "{}")),
         trials=trials,
         curves=curves,
+        search=search,
     )
 
 
@@ -119,6 +143,7 @@ def check(trials: pd.DataFrame, curves: pd.DataFrame) -> None:
             "state": pa.Column(str, pa.Check.isin(STATES)),
             "verdict": pa.Column(str, pa.Check.isin([*names.VERDICTS]), nullable=True),
             "onset_step": pa.Column("Int64", pa.Check.ge(0), nullable=True),
+            "search_state": pa.Column(str, pa.Check.isin(SEARCH_STATES), required=False),
             names.ENTROPY_FRACTION: fraction,
             "^(eval|factor)/.*knn_top1": percent,
         },
@@ -156,7 +181,7 @@ def _parent(
         SELECT experiments.name AS experiment, runs.run_uuid AS run_id, tags.key, tags.value
         FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)
         WHERE runs.lifecycle_stage = 'active' AND run_uuid IN
-            (SELECT run_uuid FROM tags WHERE key = 'dino_lab.kind' AND value = 'ablation')
+            (SELECT run_uuid FROM tags WHERE key = 'dino_lab.kind' AND value IN ('ablation', 'search'))
         ORDER BY runs.start_time, run_id
         """,
         store,
@@ -164,23 +189,40 @@ def _parent(
     if name not in set(tags["experiment"]):
         known = ", ".join(sorted(set(tags["experiment"]))) or "none"
         raise LookupError(f"no records of {name!r} in this lab; with records: {known}")
-    found = []
-    for run_id, group in tags[tags["experiment"] == name].groupby("run_id", sort=False):
+    found: list[str] = []
+    # The newest first: a search whose space was changed has several.
+    for run_id, group in reversed([*tags[tags["experiment"] == name].groupby("run_id", sort=False)]):
         values = dict(zip(group["key"], group["value"], strict=True))
         changes = json.loads(values["dino_lab.overrides"])
         if (values["dino_lab.baseline"], changes) == (baseline, dict(overrides)):
             return str(run_id), values
-        found.append(" ".join(_options(values["dino_lab.baseline"], changes)))
+        found.insert(0, " ".join(_options(values["dino_lab.baseline"], changes)))
     asked = " ".join(_options(baseline, overrides))
     raise LookupError(f"no records of {name} with {asked}; with records: {'; '.join(found)}")
 
 
+def _search(tags: Mapping[str, str]) -> Search | None:
+    """None of an ablation."""
+    if "dino_lab.space" not in tags:
+        return None
+    said = {key: json.loads(tags[f"dino_lab.{key}"]) for key in ("space", "objectives", "search", "fixed", "refused")}
+    return Search(
+        space=said["space"],
+        objectives=said["objectives"],
+        options=said["search"],
+        fixed=said["fixed"],
+        refused_number=said["refused"]["number"],
+        refused=said["refused"]["first"],
+    )
+
+
 def _options(baseline: str, overrides: Mapping[str, Any]) -> list[str]:
-    changes = [f"--set {shlex.quote(f'{knob}={_plain(value)}')}" for knob, value in sorted(overrides.items())]
+    changes = [f"--set {shlex.quote(f'{knob}={plain(value)}')}" for knob, value in sorted(overrides.items())]
     return [f"--baseline {baseline}", *changes]
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """As it is written on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -190,7 +232,7 @@ _CHILDREN = """
 """
 
 
-def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
+def _trials(store: sqlite3.Connection, parent: str, search: Search | None) -> pd.DataFrame:
     query = f"""
         SELECT run_uuid AS run_id, 'tag' AS kind, key, value, 0 AS is_nan FROM tags WHERE run_uuid IN ({_CHILDREN})
         UNION ALL SELECT run_uuid, 'param', key, value, 0 FROM params WHERE run_uuid IN ({_CHILDREN})
@@ -222,8 +264,28 @@ def _trials(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
     metrics = kinds["metric"]
     metrics = _wide(metrics.assign(value=_numbers(metrics["value"], metrics["is_nan"])))
     metrics = metrics.reindex(columns=sorted({*metrics, *CURVES}))
-    frames = [trials, levels, params, metrics]
+    frames = [trials, _suggestions(tags, search), levels, params, metrics]
     return pd.concat(frames, axis="columns").sort_values(["row_index", "seed"]).reset_index(drop=True)
+
+
+def _suggestions(tags: pd.DataFrame, search: Search | None) -> pd.DataFrame:
+    """What Optuna suggested and was told; no columns of an ablation."""
+    if search is None:
+        return pd.DataFrame(index=tags.index)
+    told = tags["dino_lab.told"].map(json.loads)
+    values = {
+        f"told:{objective}": [math.nan if each is None else float(each[i]) for each in told]
+        for i, objective in enumerate(search.objectives)
+    }
+    return pd.DataFrame(
+        {
+            "search_state": tags["dino_lab.search_state"],
+            "seeded": tags["dino_lab.seeded"].map(json.loads),
+            "suggested": tags["dino_lab.suggested"],
+            "changes": tags["dino_lab.changes"],
+            **values,
+        }
+    )
 
 
 def _left(text: str) -> str:

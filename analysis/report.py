@@ -1,4 +1,4 @@
-"""The report of an ablation: lab/reports/NAME/, everything that is shown of it, in files that need nothing else.
+"""The report of an ablation or a search: lab/reports/NAME/, all that is shown of it, in files that need nothing else.
 
 The same records give the same bytes, so nothing here knows the time or the place of its making.
 """
@@ -13,16 +13,28 @@ import re
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jinja2
 import pandas as pd
+from matplotlib.figure import Figure
 
-from analysis import figures, phase, records, summary, tables
+from analysis import figures, phase, records, search, search_figures, summary, tables
 from analysis.records import Sweep
 from dino_lab.core.records import COLLAPSES
 
-_LIBRARIES = ("jinja2", "matplotlib", "numpy", "pandas", "pandera", "pyarrow", "scipy", "tabulate", "tueplots")
+_LIBRARIES = (
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "optuna",
+    "pandas",
+    "pandera",
+    "pyarrow",
+    "scipy",
+    "tabulate",
+    "tueplots",
+)
 
 
 def write(
@@ -54,6 +66,44 @@ def write(
 
 def contents(sweep: Sweep) -> dict[str, bytes]:
     """Every file of the report by its path in the folder; the manifest, last, tells of the others."""
+    shown, drawn, files = _of_ablation(sweep) if sweep.search is None else _of_search(sweep)
+    for stem, table in shown.items():
+        files[f"{stem}.md"] = tables.markdown(table).encode()
+        files[f"{stem}.tex"] = tables.latex(table, label=f"{sweep.name}-{stem}").encode()
+    for stem, figure in drawn.items():
+        files |= {f"{stem}.{form}": figures.render(figure, form) for form in figures.FORMATS}
+    files["frames/trials.parquet"] = _parquet(sweep.trials)
+    files["frames/curves.parquet"] = _parquet(sweep.curves)
+    files = dict(sorted(files.items()))
+    files["report.html"] = html(sweep, shown, {stem: files[f"{stem}.svg"] for stem in drawn}, list(files)).encode()
+    files["manifest.json"] = _manifest(sweep, files).encode()
+    return files
+
+
+_Parts: TypeAlias = tuple[dict[str, tables.Table], dict[str, Figure], dict[str, bytes]]
+"""Tables and figures by their stems, and other files by their paths."""
+
+
+def _of_search(sweep: Sweep) -> _Parts:
+    shares = search.importance(sweep)
+    shown = {"trials": search.trials_table(sweep), "importance": search.importance_table(sweep, shares)}
+    drawn = {
+        "history": search_figures.history(sweep),
+        "importance": search_figures.importance(sweep, shares),
+        "slices": search_figures.slices(sweep, shares),
+    }
+    if len(search.asked(sweep).space) > 1:
+        drawn["contour"] = search_figures.contour(sweep, shares)
+    if len(search.asked(sweep).objectives) > 1:
+        drawn["pareto"] = search_figures.pareto(sweep)
+    files = {
+        "trials.csv": tables.csv(search.trials(sweep)).encode(),
+        "importance.csv": tables.csv(shares).encode(),
+    }
+    return shown, drawn, files
+
+
+def _of_ablation(sweep: Sweep) -> _Parts:
     arms = tables.arms(sweep)
     arms_table = tables.arms_table(sweep)
     shown = {"table": arms_table}
@@ -75,17 +125,7 @@ def contents(sweep: Sweep) -> dict[str, bytes]:
     if not cost.empty:
         shown["cost"] = tables.cost_table(sweep)
         files["cost.csv"] = tables.csv(cost).encode()
-    for stem, table in shown.items():
-        files[f"{stem}.md"] = tables.markdown(table).encode()
-        files[f"{stem}.tex"] = tables.latex(table, label=f"{sweep.name}-{stem}").encode()
-    for stem, figure in drawn.items():
-        files |= {f"{stem}.{form}": figures.render(figure, form) for form in figures.FORMATS}
-    files["frames/trials.parquet"] = _parquet(sweep.trials)
-    files["frames/curves.parquet"] = _parquet(sweep.curves)
-    files = dict(sorted(files.items()))
-    files["report.html"] = html(sweep, shown, {stem: files[f"{stem}.svg"] for stem in drawn}, list(files)).encode()
-    files["manifest.json"] = _manifest(sweep, files).encode()
-    return files
+    return shown, drawn, files
 
 
 def html(sweep: Sweep, shown: Mapping[str, tables.Table], drawn: Mapping[str, bytes], files: Collection[str]) -> str:
@@ -102,20 +142,44 @@ def html(sweep: Sweep, shown: Mapping[str, tables.Table], drawn: Mapping[str, by
     # Lines end where the source's do, but for those that begin with a word of their own: "Command:", "Cost:".
     note = re.sub(r"(?<!\n)\n(?!\n|[A-Z][a-z]+: )", " ", sweep.note.strip())
     question, *paragraphs = note.split("\n\n")
+    of_kind = _facts_of_ablation(sweep) if sweep.search is None else _facts_of_search(sweep)
     return environment.get_template("report.html").render(
         sweep=sweep,
         question=question,
         paragraphs=paragraphs,
         shown=shown,
         images=images,
-        counts=summary.counts(sweep.trials).sum(),
-        collapses=list(COLLAPSES),
-        states=_states(sweep.trials),
-        settings=_settings(sweep),
-        varied=_varied(sweep),
         files=files,
+        words=tables.LEFT,
         versions=_versions(),
+        **of_kind,
     )
+
+
+def _facts_of_ablation(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "counts": summary.counts(sweep.trials).sum(),
+        "collapses": list(COLLAPSES),
+        "states": _states(sweep.trials),
+        "settings": _settings(sweep, sweep.baseline_row),
+        "settings_of": sweep.baseline_row,
+        "varied": _varied(sweep),
+    }
+
+
+def _facts_of_search(sweep: Sweep) -> dict[str, Any]:
+    ranked = search.ranked(sweep)
+    best = ranked[ranked["best"]].to_dict("records")
+    first = ranked["row"].iloc[0]
+    return {
+        "outcome": search.outcome_line(sweep),
+        "best": [
+            {"row": trial["row"], "flags": search.flags(sweep, trial), "snippet": search.snippet(sweep, trial)}
+            for trial in best
+        ],
+        "settings": _settings(sweep, first),
+        "settings_of": first,
+    }
 
 
 def _states(trials: pd.DataFrame) -> dict[str, dict[int, Any]]:
@@ -125,9 +189,9 @@ def _states(trials: pd.DataFrame) -> dict[str, dict[int, Any]]:
     return {row: {seed: by_place.get((row, seed)) for seed in seeds} for row in summary.rows(trials)}
 
 
-def _settings(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Section -> knob -> value of the baseline row, all seeds of which agree but for the seed."""
-    trial = sweep.trials[sweep.trials["row"] == sweep.baseline_row].iloc[0]
+def _settings(sweep: Sweep, row: str) -> dict[str, dict[str, Any]]:
+    """Section -> knob -> value of a row, all seeds of which agree but for the seed."""
+    trial = sweep.trials[sweep.trials["row"] == row].iloc[0]
     sections: dict[str, dict[str, Any]] = {}
     for column in _knobs(sweep.trials):
         section, _, knob = column.removeprefix("param:").rpartition(".")
@@ -162,7 +226,7 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 def _manifest(sweep: Sweep, files: Mapping[str, bytes]) -> str:
     columns = ["trial_id", "row", "seed", "state", "verdict"]
     facts = {
-        "ablation": sweep.name,
+        "ablation" if sweep.search is None else "search": sweep.name,
         "baseline": sweep.baseline,
         "overrides": sweep.overrides,
         "trials": json.loads(sweep.trials[columns].to_json(orient="records")),

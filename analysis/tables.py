@@ -29,7 +29,7 @@ COLLAPSED, DIVERGED, STOPPED, LEFT_ONE = "†", "‡", "§", "¶"
 _DIFFERENCE = "_difference"
 """Ends a factor's name where a column is of its difference from the baseline row."""
 
-LEFT = {"verdict"}
+LEFT = {"state", "verdict"}
 """Columns of words; all others are set flush right."""
 
 
@@ -253,7 +253,7 @@ def cost_table(sweep: Sweep) -> Table:
         "peak memory, MiB": "peak_memory_mib",
         "images/s": "images_per_second",
     }.items():
-        cells[column] = _measured(table, part, digits=_digits(table[f"{part}_mean"]))
+        cells[column] = _measured(table, part, digits=digits(table[f"{part}_mean"]))
     cells = cells.join(_paper_cells(table, sweep, PAPER_COST))
     notes = [
         f"{sweep.title}. n: trials finished of those planned. Training: time in the training steps of a trial, over all"
@@ -340,7 +340,7 @@ def _measured(table: pd.DataFrame, part: str, *, digits: int, signed: bool = Fal
     return texts
 
 
-def _digits(means: "pd.Series[Any]") -> int:
+def digits(means: "pd.Series[Any]") -> int:
     """Decimals with which the largest mean has three digits, two decimals at most: trials last seconds or days."""
     largest = means.max()
     return max(0, 2 - int(math.log10(largest))) if largest >= 1 else 2

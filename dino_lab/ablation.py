@@ -30,6 +30,9 @@ class Like(str):
         like.times = times
         return like
 
+    def __repr__(self) -> str:
+        return f"Like({str(self)!r}, times={self.times!r})"
+
     @property
     def meaning(self) -> str:
         return f"the baseline's {self}" + (f" x {self.times:.3g}" if self.times != 1.0 else "")
@@ -189,7 +192,7 @@ class Ablation:
             values, ids = start.flat(), dict[str, str]()
             for index, row in enumerate(self.rows):
                 try:
-                    changes = {knob: _resolved(value, values, ids) for knob, value in row.changes.items()}
+                    changes = {knob: resolve(value, values, ids) for knob, value in row.changes.items()}
                     trial = start.but(changes)
                 except KnobError as error:
                     raise KnobError(f"row {row.label!r}: {error}") from None
@@ -199,7 +202,12 @@ class Ablation:
         return labelled
 
 
-def _resolved(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
+def resolve(value: Any, baseline: Mapping[str, Any], ids: Mapping[str, str]) -> Any:
+    """What a value stands for, over the baseline's flat settings and the ids of trials by their rows.
+
+    Raises:
+        KnobError: it stands for nothing.
+    """
     if isinstance(value, Like):
         if baseline.get(value) is None:
             raise KnobError(f"like {str(value)!r}: the baseline does not set it; set it for every row, if it has one")

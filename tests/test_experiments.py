@@ -8,22 +8,24 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import optuna
 import pytest
 
 from dino_lab import asking
-from dino_lab.ablation import Ablation, Changes, TrialOf
+from dino_lab.ablation import Ablation, Changes, LabelledTrial, TrialOf
 from dino_lab.core import records
 from dino_lab.core.records import Record
 from dino_lab.core.settings import KnobError
 from dino_lab.core.trainer import train
 from dino_lab.core.trial import Trial
+from dino_lab.space import Search
 from experiments import baselines
 from experiments.baselines import BASELINES
 
 FOLDER = Path(baselines.__file__).parent
-NAMES = sorted(asking.experiments())
-
-
+_MODULES = {path.stem: importlib.import_module(f"experiments.{path.stem}") for path in sorted(FOLDER.glob("*.py"))}
+NAMES = [name for name, module in _MODULES.items() if hasattr(module, "ABLATION")]
+SEARCHES = [name for name, module in _MODULES.items() if hasattr(module, "SEARCH")]
 NEED_PATCHES = {
     "attention_heads": "like 'backbone.num_heads': the baseline does not set it",
     "methods": "like 'backbone.depth': the baseline does not set it",
@@ -39,6 +41,24 @@ def ablation(name: str) -> Ablation:
     found = importlib.import_module(f"experiments.{name}").ABLATION
     assert isinstance(found, Ablation)
     return found
+
+
+def search(name: str) -> Search:
+    found = importlib.import_module(f"experiments.{name}").SEARCH
+    assert isinstance(found, Search)
+    return found
+
+
+def suggested(name: str, baseline: Trial, *, overrides: Changes | None = None, number: int = 8) -> list[LabelledTrial]:
+    """So many trials of a search, at random over its space."""
+    asked = search(name)
+    start = asked.start(baseline, overrides)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    return [asked.labelled(study.ask(), start) for _ in range(number)]
+
+
+def test_every_experiment_is_found_by_its_name_without_importing_it() -> None:
+    assert set(asking.experiments()) >= set(NAMES)
 
 
 def test_every_ablation_of_the_paper_and_of_data_is_there() -> None:
@@ -106,14 +126,15 @@ def test_every_arm_that_the_paper_has_a_number_for_is_a_row(name: str, numbers: 
     assert asked.paper_rows.keys() <= {row.label for row in asked.rows}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *SEARCHES])
 def test_an_experiment_says_what_it_asks_expects_and_costs(name: str) -> None:
     text = importlib.import_module(f"experiments.{name}").__doc__
     question, *_ = text.splitlines()
     assert question.endswith("?")
     assert "Expect: " in text
     assert f"Command: dino-lab run {name}" in text
-    assert f"Cost: {len(ablation(name).rows) * len(ablation(name).seeds)} trials on {baselines.DEFAULT}" in text
+    trials = search(name).trials if name in SEARCHES else len(ablation(name).rows) * len(ablation(name).seeds)
+    assert f"Cost: {trials} trials on {baselines.DEFAULT}" in text
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -133,6 +154,18 @@ def test_an_experiment_expands_on_every_baseline_and_survives_json(name: str, ba
         overrides = MASKS
     trials = asked.trials(BASELINES[baseline], overrides=overrides)
     assert len(trials) == len(asked.rows) * len(asked.seeds)
+    _survives_json(trials)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_has_trials_on_every_baseline_that_survive_json(name: str, baseline: str) -> None:
+    trials = suggested(name, BASELINES[baseline])
+    assert len({labelled.trial.identity for labelled in trials}) == len(trials)
+    _survives_json(trials)
+
+
+def _survives_json(trials: list[LabelledTrial]) -> None:
     for labelled in trials:
         again = Trial.of(json.loads(json.dumps(labelled.trial.model_dump(mode="json"))))
         assert again == labelled.trial
@@ -181,6 +214,15 @@ def test_every_row_runs_two_steps(name: str, row: str, smoke: Trial, data_dir: P
     made = list(itertools.islice(_trained(trials[row], tmp_path), 3))
     assert [record.step for record in made] == [0, 1, 2]
     assert math.isfinite(made[-1].values[records.LOSS])
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_trials_of_a_search_run_two_steps(name: str, smoke: Trial, data_dir: Path, tmp_path: Path) -> None:
+    quick = {"runtime.log_period_steps": 1, "runtime.data_dir": str(data_dir)}
+    for labelled in suggested(name, smoke, overrides=quick, number=3):
+        made = list(itertools.islice(_trained(labelled.trial, tmp_path), 3))
+        assert [record.step for record in made] == [0, 1, 2]
+        assert math.isfinite(made[-1].values[records.LOSS])
 
 
 def _trained(trial: Trial, trials_dir: Path) -> Iterator[Record]:

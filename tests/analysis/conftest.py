@@ -15,6 +15,12 @@ from pathlib import Path
 import pytest
 
 from analysis import records
+from dino_lab.core.records import KNN, TRAIN_MINUTES, Record
+from dino_lab.core.trial import Trial
+from dino_lab.orchestration.folder import End, TrialFolder
+from dino_lab.orchestration.search import Study
+from dino_lab.space import Between, OneOf, Search
+from experiments.baselines import BASELINES
 
 K = 256
 STEPS = 800
@@ -93,6 +99,128 @@ def of_two_data_sets(lab: Path) -> records.Sweep:
     row = "SELECT run_uuid FROM tags WHERE key = 'dino_lab.row' AND value = 'sharpening only'"
     renamed = "UPDATE {table} SET key = replace(key, 'shape', 'digit') WHERE key LIKE 'factor/%shape' AND run_uuid IN"
     return _changed(lab, f"{renamed} ({row})")
+
+
+@pytest.fixture(scope="session")
+def search_store(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lab with the search "find" of one objective and "weigh" of two. Not to be written to."""
+    lab = tmp_path_factory.mktemp("search")
+    shutil.copy(store / "mlflow.db", lab)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)  # nobody cuts the power here
+        for name, objectives in (("find", [KNN]), ("weigh", [KNN, TRAIN_MINUTES])):
+            mirror(lab, searched(lab / name, name, objectives), name)
+    return lab
+
+
+@pytest.fixture
+def search(search_store: Path) -> records.Sweep:
+    return records.read(search_store, "find", baseline="smoke", overrides={})
+
+
+@pytest.fixture
+def weighed(search_store: Path) -> records.Sweep:
+    """The same with two objectives."""
+    return records.read(search_store, "weigh", baseline="smoke", overrides={})
+
+
+def searched(lab: Path, name: str, objectives: list[str]) -> Study:
+    """A study of made-up trials: the learning rate decides, K does not, heat collapses and high rates diverge."""
+    space = {
+        "optimizer.lr": Between(1e-3, 1e-1, log=True),
+        ("method.loss.teacher_temp", "method.loss.warmup_teacher_temp"): Between(0.02, 0.1),
+        "method.head.out_dim": OneOf([64, 256, 1024]),
+        "operation": OneOf(
+            {
+                "centering": {"method.operation.center_momentum": Between(0.5, 0.99)},
+                "none": {"method.operation.kind": "none"},
+            }
+        ),
+        "optimizer.warmup_epochs": Between(0.0, 3.2),
+    }
+    options = {"pruner": "median"} if len(objectives) == 1 else {}
+    asked = Search(space, objectives, trials=48, sampler="random", fixed={"batch_size": 4}, **options)
+    baseline = BASELINES["smoke"]
+    seed = baseline.but({**asked.fixed, "optimizer.lr": 0.02, "method.head.out_dim": 256})
+    _end(lab, seed, "finished", [40.0, 62.0, 77.0])
+    study = Study(lab, asked, name=name, baseline_name="smoke", baseline=baseline)
+    study.begin()
+    while each := study.ask():
+        if each.row_index >= 47:
+            continue  # runs still
+        trial = each.trial
+        rate, temp = math.log10(trial.optimizer.lr / 0.01), trial.method.loss.teacher_temp
+        good = 84 - 45 * abs(rate) - 100 * abs(temp - 0.04) + math.log2(trial.method.head.out_dim / 64)
+        if trial.optimizer.lr > 0.08:
+            _end(lab, trial, "diverged", [35.0])
+        elif temp > 0.085:
+            _end(lab, trial, "stopped", [30.0, 22.0])
+        elif each.row_index == 22:
+            _end(lab, trial, "failed", [], error="MemoryError: no memory")
+        elif study.report(trial.identity, Record(4, 1.0, 1e9, {KNN: good / 2})):
+            _end(lab, trial, "pruned", [good / 2])
+        else:
+            _end(lab, trial, "finished", [good / 2, good * 0.8, good])
+        study.tell(trial.identity)
+    return study
+
+
+def _end(lab: Path, trial: Trial, state: str, course: list[float], error: str | None = None) -> None:
+    """A trial's folder as a worker leaves it, a record of each epoch; minutes grow with K."""
+    folder = TrialFolder(lab, trial.identity)
+    folder.begin(trial)
+    verdict = ("uniform", 3, ()) if state == "stopped" else ("none", None, ())
+    for epoch, knn in enumerate([36.0, *course]):
+        values = {KNN: knn} if epoch == 0 else {KNN: knn, TRAIN_MINUTES: epoch * trial.method.head.out_dim / 1000}
+        folder.append(Record(4 * epoch, float(epoch), 1e9 + epoch, values, *verdict))
+    folder.write_end(End(state, error, 1.0))
+
+
+def mirror(lab: Path, study: Study, name: str) -> None:
+    """What `orchestration.tracking` sends of a study. Its trials are numbered, since ids change with every new knob."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    client = MlflowClient(f"sqlite:///{lab / 'mlflow.db'}")
+    experiment = client.create_experiment(name, artifact_location=(lab / "artifacts").as_uri())
+    tags = {
+        "dino_lab.kind": "search",
+        "dino_lab.baseline": "smoke",
+        "dino_lab.overrides": "{}",
+        "dino_lab.baseline_row": "",
+        "dino_lab.published": "",
+        "dino_lab.paper_rows": "{}",
+        "mlflow.note.content": "Which rate?\n\nExpect: 0.01.\n\nCommand: dino-lab run find\nCost: 48 trials on smoke.",
+    }
+    # Once the space was another one, and so was the study.
+    client.create_run(experiment, tags=tags | study.tags() | {"dino_lab.study": "before"}, start_time=1)
+    parent = client.create_run(experiment, tags=tags | study.tags()).info.run_id
+    for each in study.labelled():
+        folder = TrialFolder(lab / name, each.trial.identity)
+        kept = folder.records()
+        last = kept[-1] if kept else None
+        run_id = client.create_run(
+            experiment,
+            tags={
+                "dino_lab.kind": "trial",
+                "mlflow.parentRunId": parent,
+                "dino_lab.trial_id": f"{each.row_index:010}",
+                "dino_lab.row": each.row,
+                "dino_lab.row_index": str(each.row_index),
+                "dino_lab.seed": str(each.seed),
+                "dino_lab.levels": "{}",
+                "dino_lab.state": folder.state(),
+                "dino_lab.verdict": last.verdict if last else "none",
+                "dino_lab.onset_step": str(last.onset_step) if last and last.onset_step is not None else "",
+                "dino_lab.left": "[]",
+                **study.tags_of(each),
+            },
+        ).info.run_id
+        params = [Param(k, v if isinstance(v, str) else json.dumps(v)) for k, v in each.trial.flat().items()]
+        metrics = [Metric(k, v, int(r.seconds * 1000), r.step) for r in kept for k, v in r.values.items()]
+        for start in range(0, len(params), 100):
+            client.log_batch(run_id, params=params[start : start + 100])
+        client.log_batch(run_id, metrics=metrics)
 
 
 def _changed(lab: Path, statement: str) -> records.Sweep:
