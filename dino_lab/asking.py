@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dino_lab.ablation import Ablation, LabelledTrial
     from dino_lab.core.trial import Trial
+    from dino_lab.orchestration.search import Study
+    from dino_lab.space import Search
 
 DEFAULT_BASELINE = "shapes_cpu"
 DEFAULT_LAB = Path("lab")
@@ -24,15 +26,19 @@ DEFAULT_LAB = Path("lab")
 
 @dataclass(frozen=True)
 class Asked:
-    """An ablation as it was asked for."""
+    """An experiment as it was asked for: an ablation with its trials, or a search, whose trials its study asks for."""
 
     name: str
     note: str
-    ablation: "Ablation"
+    experiment: "Ablation | Search"
     baseline_name: str
     overrides: dict[str, Any]
     labelled: "list[LabelledTrial]"
     lab: Path
+    start: "Trial | None" = None
+    """What every trial of a search is made of; None for an ablation."""
+    study: "Study | None" = None
+    """A search's, once it is opened."""
 
 
 def ask(name: str, *, baseline: str, changes: Sequence[str], seeds: str, lab: Path, reading: bool = False) -> Asked:
@@ -51,9 +57,14 @@ def ask(name: str, *, baseline: str, changes: Sequence[str], seeds: str, lab: Pa
     overrides = parse_changes(changes)
     chosen = parse_seeds(seeds) if seeds else None
     start = find_baseline(baseline)
-    ablation = importlib.import_module(f"experiments.{name}").ABLATION
-    labelled = ablation.trials(start, overrides=overrides, seeds=chosen)
-    return Asked(name, notes[name], ablation, baseline, overrides, labelled, lab)
+    module = importlib.import_module(f"experiments.{name}")
+    if hasattr(module, "SEARCH"):
+        if chosen:
+            raise ValueError(f"--seeds {seeds!r}: {name} is a search, which has one seed, its own")
+        common = module.SEARCH.start(start, overrides)
+        return Asked(name, notes[name], module.SEARCH, baseline, overrides, [], lab, start=common)
+    labelled = module.ABLATION.trials(start, overrides=overrides, seeds=chosen)
+    return Asked(name, notes[name], module.ABLATION, baseline, overrides, labelled, lab)
 
 
 def experiments() -> dict[str, str]:
@@ -61,7 +72,7 @@ def experiments() -> dict[str, str]:
     notes = {}
     for path in sorted(_folder().glob("*.py")):
         module = ast.parse(path.read_text())
-        if "ABLATION" in _assigned(module):
+        if {"ABLATION", "SEARCH"} & _assigned(module).keys():
             notes[path.stem] = ast.get_docstring(module) or ""
     return notes
 

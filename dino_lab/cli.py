@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeAlias, cast
 
 import typer
 from rich.console import Console
@@ -25,12 +25,15 @@ from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from dino_lab.ablation import Ablation
     from dino_lab.core.records import Record
     from dino_lab.core.trial import Trial
     from dino_lab.explaining import Diagnosis, Explanation
     from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.runner import Summary
+    from dino_lab.orchestration.status import TrialStatus
     from dino_lab.orchestration.tracking import Sweep
+    from dino_lab.space import Search
 
 Form: TypeAlias = Literal["timm", "official"]
 
@@ -120,6 +123,11 @@ def plan(
     from dino_lab.orchestration.status import status
 
     trials = status(lab, asked.labelled)
+    if asked.start:
+        _plan_search(asked, trials, found, as_json=as_json)
+        if not as_json:
+            _print_next(f"run {name}", _options(changes, baseline, seeds, lab))
+        return
     # Two rows may share a trial; it is computed once.
     left = {trial.trial_id for trial in trials if trial.is_open or trial.state == "failed"}
     ended = [trial.seconds for trial in trials if trial.seconds and trial.trial_id not in left]
@@ -127,13 +135,13 @@ def plan(
     # Values that stand for others as they are with the first seed.
     first = {each.row: each for each in reversed(asked.labelled)}
     if as_json:
-        in_order = [first[row.label] for row in asked.ablation.rows]
+        in_order = list(first.values())[::-1]
         rows = [{"row": each.row, "changes": each.changes, "implied": each.implied} for each in in_order]
         work = {"left": len(left), "seconds_left": seconds, "findings": _plain(found)}
         _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
         return
     out.print(asked.note, "\n", markup=False)
-    out.print(terminal.plan_table(asked.ablation, first, trials))
+    out.print(terminal.plan_table(_ablation(asked), first, trials))
     _print_found(found, list(first))
     cost = "time unknown until one has ended" if seconds is None else f"about {terminal.duration(seconds)} one by one"
     out.print(f"\n{len(trials)} trials on {baseline}, {len(left)} to do: {cost}")
@@ -235,7 +243,7 @@ def run(
     with _told():
         found = preparing.findings(_rows(asked), strict=strict, read_in=lab)
     if not as_json:
-        _print_found(found, [row.label for row in asked.ablation.rows])
+        _print_found(found, [row for row, _ in _rows(asked)])
     summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, quiet=as_json)
     if as_json:
         facts = _facts(asked) | dataclasses.asdict(summary)
@@ -259,6 +267,8 @@ def retry(
 ) -> None:
     """Run the failed trials of an experiment once more, each from its last checkpoint, and no others."""
     asked = _ask(name, changes, baseline, seeds, lab, training=True, address=address)
+    if asked.start:
+        _fail(f"{name} is a search: it asks for other trials in place of those that failed")
     summary = _run(asked, concurrency=concurrency, address=address, tracking_uri=tracking_uri, only_failed=True)
     raise typer.Exit(int(any(trial.state == "failed" for trial in summary.trials)))
 
@@ -546,7 +556,7 @@ def _ask(
             preparing.findings(_rows(asked), strict=True)
         if training:
             if address is None:
-                asking.check_machine(each.trial for each in asked.labelled)
+                asking.check_machine(trial for _, trial in _rows(asked))
             with terminal.counting() as progress:
                 return preparing.with_data(asked, progress=progress, download=download)
         asked, notes = preparing.with_known_data(asked)
@@ -556,7 +566,39 @@ def _ask(
 
 
 def _rows(asked: Asked) -> "list[tuple[str, Trial]]":
-    return [(each.row, each.trial) for each in asked.labelled]
+    """Of a search what all its trials have in common."""
+    return [("every trial", asked.start)] if asked.start else [(each.row, each.trial) for each in asked.labelled]
+
+
+def _ablation(asked: Asked) -> "Ablation":
+    return cast("Ablation", asked.experiment)
+
+
+def _plan_search(
+    asked: Asked, trials: "Sequence[TrialStatus]", found: "Sequence[RowsFinding]", *, as_json: bool
+) -> None:
+    search = cast("Search", asked.experiment)
+    if as_json:
+        space = {name: repr(each) for name, each in search.distributions.items()}
+        _print_json(
+            _facts(asked)
+            | {
+                "space": space,
+                "objectives": list(search.objectives),
+                "budget": {"trials": search.trials, "hours": search.hours},
+                "sampler": search.sampler,
+                "pruner": search.pruner,
+                "fixed": dict(search.fixed),
+                "trials": [dataclasses.asdict(trial) for trial in trials],
+                "findings": _plain(found),
+            }
+        )
+        return
+    out.print(asked.note, "\n", markup=False)
+    out.print(terminal.space_table(search))
+    _print_found(found, ["every trial"])
+    if trials:
+        out.print(f"\nso far {terminal.counts(trials)}")
 
 
 def _print_found(found: "Sequence[RowsFinding]", rows: Sequence[str]) -> None:
@@ -606,15 +648,19 @@ def _run(
 def _sweep(asked: Asked) -> "Sweep":
     from dino_lab.orchestration.tracking import Sweep
 
-    return Sweep(
+    sweep = Sweep(
         name=asked.name,
         baseline_name=asked.baseline_name,
         overrides=asked.overrides,
         note=asked.note,
-        baseline_row=asked.ablation.baseline_row,
-        published=asked.ablation.published,
-        paper_rows=asked.ablation.paper_rows,
         labelled=asked.labelled,
+        study=asked.study,
+    )
+    if asked.start:
+        return sweep
+    ablation = _ablation(asked)
+    return dataclasses.replace(
+        sweep, baseline_row=ablation.baseline_row, published=ablation.published, paper_rows=ablation.paper_rows
     )
 
 
@@ -657,21 +703,23 @@ def _report(asked: Asked) -> None:
                 baseline=asked.baseline_name,
                 overrides=asked.overrides,
                 # The lab also keeps what the experiment asked before its file was changed.
-                asked={(each.row, each.trial.identity) for each in asked.labelled},
+                asked=None if asked.start else {(each.row, each.trial.identity) for each in asked.labelled},
             )
         except LookupError as error:
             if isinstance(error, KeyError | IndexError):
                 raise
             _fail(str(error))
-    print((folder / "table.md").read_text())
-    for name in ("report.html", "figure.pdf", "table.tex"):
+    of_search = ("importance.md", "history.pdf", "trials.tex")
+    table, *files = of_search if asked.start else ("table.md", "figure.pdf", "table.tex")
+    print((folder / table).read_text())
+    for name in ("report.html", *files):
         print(folder / name)
     from dino_lab.orchestration.status import status
 
     trials = status(asked.lab, asked.labelled)
     out.print(f"trials: {terminal.counts(trials)}")
     begun = {trial.row for trial in trials if trial.state != "waiting"}
-    if missing := [row.label for row in asked.ablation.rows if row.label not in begun]:
+    if missing := list(dict.fromkeys(trial.row for trial in trials if trial.row not in begun)):
         out.print(f"not in the table, since no trial of it has begun: {', '.join(missing)}", markup=False)
 
 

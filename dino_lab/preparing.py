@@ -7,15 +7,17 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from dino_lab.asking import Asked
+from dino_lab.asking import Asked, find_baseline
 
 if TYPE_CHECKING:
     from dino_lab.core.data.source import Progress
     from dino_lab.core.data.sources import AnyData
     from dino_lab.core.trial import Trial
     from dino_lab.lint import RowsFinding
+    from dino_lab.orchestration.search import Study
+    from dino_lab.space import Search
 
 
 def data_dir(lab: Path) -> Path:
@@ -24,9 +26,13 @@ def data_dir(lab: Path) -> Path:
 
 
 def with_data(asked: Asked, *, progress: "Progress", download: bool) -> Asked:
-    """The same, ready to train: see `prepared`."""
-    trials = [each.trial for each in asked.labelled]
-    return _with_trials(asked, prepared(trials, asked.lab, progress=progress, download=download))
+    """The same, ready to train: see `prepared`; a search with its study."""
+    ready = _with_trials(asked, prepared(_trials(asked), asked.lab, progress=progress, download=download))
+
+    def prepare(data: "AnyData") -> "AnyData":
+        return data.prepare(data_dir(asked.lab), download=download, progress=progress)
+
+    return replace(ready, study=_study(asked, prepare)) if asked.start else ready
 
 
 def prepared(trials: "Sequence[Trial]", lab: Path, *, progress: "Progress", download: bool) -> "list[Trial]":
@@ -87,7 +93,14 @@ def with_known_data(asked: Asked) -> tuple[Asked, list[str]]:
             notes.append(f"ids of trials are not known before their images are read: {error}")
             return data
 
-    return _with_trials(asked, _each_data_set([each.trial for each in asked.labelled], identify)), notes
+    known = _with_trials(asked, _each_data_set(_trials(asked), identify))
+    if asked.start:
+        from dino_lab.orchestration.search import STUDIES  # Optuna takes a second
+
+        if (asked.lab / STUDIES).exists():
+            study = _study(asked, identify)
+            known = replace(known, study=study, labelled=study.labelled())
+    return known, notes
 
 
 class _NotRead(Exception):
@@ -98,14 +111,46 @@ def _not_now(done: int, total: int) -> None:
     raise _NotRead(f"{total} images have not been read yet; run, train and data do it")
 
 
+def _study(asked: Asked, change: "Callable[[AnyData], AnyData]") -> "Study":
+    """The search's study, each of whose trials is to be trained in this lab, on data as it becomes by this change."""
+    from dino_lab.orchestration.search import Study
+
+    known: dict[AnyData, AnyData] = {}
+
+    def prepare(trial: "Trial") -> "Trial":
+        (ready,) = _each_data_set([trial], change, known)
+        return ready.but({"runtime.data_dir": str(data_dir(asked.lab))})
+
+    return Study(
+        asked.lab,
+        cast("Search", asked.experiment),
+        name=asked.name,
+        baseline_name=asked.baseline_name,
+        baseline=find_baseline(asked.baseline_name),
+        overrides=asked.overrides,
+        prepare=prepare,
+    )
+
+
+def _trials(asked: Asked) -> "list[Trial]":
+    """Of an ablation all; of a search what they have in common."""
+    return [asked.start] if asked.start else [each.trial for each in asked.labelled]
+
+
 def _with_trials(asked: Asked, trials: "Sequence[Trial]") -> Asked:
+    if asked.start:
+        return replace(asked, start=trials[0])
     labelled = [replace(each, trial=trial) for each, trial in zip(asked.labelled, trials, strict=True)]
     return replace(asked, labelled=labelled)
 
 
-def _each_data_set(trials: "Sequence[Trial]", change: "Callable[[AnyData], AnyData]") -> "list[Trial]":
-    """The trials with what becomes of each data set, which is looked at once."""
-    known: dict[AnyData, AnyData] = {}
+def _each_data_set(
+    trials: "Sequence[Trial]",
+    change: "Callable[[AnyData], AnyData]",
+    known: "dict[AnyData, AnyData] | None" = None,
+) -> "list[Trial]":
+    """The trials with what becomes of each data set, which is looked at once; `known` are those looked at before."""
+    known = {} if known is None else known
 
     def changed(section: str, data: "AnyData") -> "AnyData":
         if data not in known:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dino_lab.lint import RowsFinding
     from dino_lab.orchestration.runner import Progress
     from dino_lab.orchestration.status import TrialStatus
+    from dino_lab.space import Search
 
 _CLASSES_SHOWN = 20
 Show: TypeAlias = "Callable[[Progress], None]"
@@ -96,6 +97,26 @@ def plan_table(ablation: "Ablation", first: "Mapping[str, LabelledTrial]", trial
         changes += [f"[dim]{knob} = {meaning(value)}[/]" for knob, value in made.implied.items()]
         text = "\n".join(changes) or "-"
         table.add_row(row.label, text, *(f"{t.trial_id} {_colored(t.state)}" for t in trials if t.row == row.label))
+    return table
+
+
+def space_table(search: "Search") -> Table:
+    """What a search varies, what it is judged by, and its budget."""
+    from dino_lab.space import Between  # here, since --help need not wait for pydantic
+
+    table = Table("knob", "from", "to", "", box=None)
+    for name, each in search.distributions.items():
+        if isinstance(each, Between):
+            how = "logarithmic" if each.log else f"in steps of {each.step:g}" if each.step else ""
+            table.add_row(name, f"{each.low:g}", f"{each.high:g}", how)
+        else:
+            table.add_row(name, "", "", "one of " + ", ".join(map(str, each.choices)))
+    budget = [f"{search.trials} trials"] if search.trials else []
+    budget += [f"{search.hours:g} hours"] if search.hours else []
+    table.caption = f"by {', '.join(search.objectives)}; sampler {search.sampler}, pruner {search.pruner}" + (
+        f"; at most {', '.join(budget)}" if budget else ""
+    )
+    table.caption_justify = "left"
     return table
 
 

@@ -7,24 +7,29 @@ import contextlib
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dino_lab.core.records import Record
 from dino_lab.orchestration import cluster
-from dino_lab.orchestration.folder import Train, TrialFolder, is_locked, locked
+from dino_lab.orchestration.folder import Ended, Train, TrialFolder, is_locked, locked
 from dino_lab.orchestration.status import TrialStatus, refreshed, seconds_left, status
 from dino_lab.orchestration.tracking import Mirror, Sweep, check_store
 
 if TYPE_CHECKING:
+    from dino_lab.ablation import LabelledTrial
     from dino_lab.core.trial import Trial
+    from dino_lab.orchestration.search import Study
 
 _FREE_BYTES = 2**30
 """Of the disk, without which no run starts."""
 _LOW_BYTES = 2**28
 """Of the disk, below which a run stops before it is full."""
+_AHEAD = 16
+"""Trials of an ablation that Tune may be starting at a time."""
 _TICK_SECONDS = 1.0
 _LOCK = "run.lock"
 """The file in the lab that a run holds."""
@@ -59,6 +64,8 @@ class Summary:
     retries: int
     stopped_for: str | None = None
     """Why it was stopped, if not by Ctrl-C."""
+    spent: str | None = None
+    """What of a search's budget is used up, empty if nothing is; None for an ablation."""
 
     @property
     def notes(self) -> list[str]:
@@ -75,8 +82,13 @@ class Summary:
                 f"{unfinished} of {len(self.trials)} trials are unfinished; "
                 "the same command again goes on where each of them stopped"
             )
+        if self.spent:
+            notes.append(f"the search has ended: {self.spent}")
+        elif self.spent == "":
+            notes.append("the search has not ended; the same command again goes on with it")
         if failed:
-            notes.append(f"failed: {', '.join(failed)}; the same command again tries them once more")
+            again = "the same command again tries them once more"
+            notes.append(f"failed: {', '.join(failed)}" + (f"; {again}" if self.spent is None else ""))
         if self.mirror_error:
             notes.append(
                 "MLflow is behind: the records are safe in the trials' journals and the next run "
@@ -104,7 +116,7 @@ def run(
         concurrency: Trials at a time; None for as many as the resources take.
         address: A running Ray cluster; None starts a private one, reachable from this machine only.
         tracking_uri: An MLflow server; None for the lab's own store.
-        only_failed: Leave alone what has not failed.
+        only_failed: Leave alone what has not failed; of a search nothing is tried again.
         on_progress: Called about once a second; it must not raise.
         train: In place of `dino_lab.core.trainer.train`.
 
@@ -115,37 +127,53 @@ def run(
     start = time.monotonic()
     check_store(tracking_uri, nodes=1)
     lab = lab.resolve()
-    labelled = [replace(each, trial=each.trial.but({"runtime.data_dir": str(lab / "data")})) for each in sweep.labelled]
-    sweep = replace(sweep, labelled=labelled)
+    study = sweep.study
     with _alone(lab, f"run of {sweep.name}"):
         _check_disk(lab)
         (lab / _STOP).unlink(missing_ok=True)
-        mirror = Mirror(lab, sweep, tracking_uri=tracking_uri)
-        watch = _Watch(lab, status(lab, labelled), mirror, on_progress)
+        if study:
+            study.begin()
+        labelled = study.labelled() if study else [_in_lab(each, lab) for each in sweep.labelled]
+        mirror = Mirror(lab, replace(sweep, labelled=labelled), tracking_uri=tracking_uri)
+        watch = _Watch(lab, status(lab, labelled), mirror, on_progress, study)
         ended = {trial.trial_id for trial in watch.trials if trial.is_final}
         asked = {trial.trial_id for trial in watch.trials if trial.state == "failed" or not only_failed} - ended
         trials = {each.trial.identity: each.trial for each in labelled if each.trial.identity in asked}
+        source = _Searching(study, watch) if study else _InOrder(trials)
         watch.show()
         try:
-            if trials:
+            if trials or (study and not study.spent):
                 with cluster.connected(address):
                     from dino_lab.orchestration import tuning  # reads the environment that was just set
 
                     check_store(tracking_uri, nodes=len(cluster.alive_nodes()))
-                    cluster.check_resources(trials.values())
+                    cluster.check_resources([study.start] if study else trials.values())
                     mirror.catch_up()
-                    tuning.fit(_InOrder(trials), watch, lab, concurrency=concurrency, train=train)
+                    ahead = 1 if study else _AHEAD  # a search asks as late as it can, when it knows most
+                    tuning.fit(source, watch, lab, concurrency=concurrency, ahead=ahead, train=train)
             else:
                 mirror.catch_up()
         except KeyboardInterrupt:
             # Before or after Tune's own loop, which returns on Ctrl-C. The folders say what is unfinished.
             pass
         finally:
-            _await_dying_workers(lab, trials)
-            watch.record_lost_trials()
+            _await_dying_workers(lab, [trial.trial_id for trial in watch.trials if trial.is_open])
+            watch.settle()
             mirror.close()
         watch.show()
-    return Summary(watch.trials, len(ended), time.monotonic() - start, mirror.error, watch.retries, watch.stopped_for)
+    return Summary(
+        watch.trials,
+        len(ended),
+        time.monotonic() - start,
+        mirror.error,
+        watch.retries,
+        stopped_for=watch.stopped_for,
+        spent=study.spent if study else None,
+    )
+
+
+def _in_lab(each: "LabelledTrial", lab: Path) -> "LabelledTrial":
+    return replace(each, trial=each.trial.but({"runtime.data_dir": str(lab / "data")}))
 
 
 def stop(name: str, lab: Path) -> None:
@@ -200,23 +228,58 @@ class _InOrder:
                 return self._waiting.pop(trial_id)
         return None
 
+    def report(self, trial_id: str, record: Record) -> bool:
+        """All rows of an ablation get the same budget."""
+        return False
+
     def tell(self, trial_id: str) -> None:
         self._open.discard(trial_id)
+
+
+class _Searching:
+    """What a study asks for, as long as it does."""
+
+    def __init__(self, study: "Study", watch: "_Watch") -> None:
+        self._study = study
+        self._watch = watch
+
+    def ask(self) -> "Trial | None":
+        labelled = self._study.ask()
+        # Also those that had ended in this lab before, which it has told itself.
+        self._watch.add(self._study.labelled(first=len(self._watch.trials)))
+        if labelled is None:
+            raise StopIteration
+        return labelled.trial
+
+    def report(self, trial_id: str, record: Record) -> bool:
+        pruned = self._study.report(trial_id, record)
+        if pruned:
+            self._watch.prune(trial_id)
+        return pruned
+
+    def tell(self, trial_id: str) -> None:
+        self._study.tell(trial_id)
 
 
 class _Watch:
     """What the driver knows of its trials, and whom it tells."""
 
     def __init__(
-        self, lab: Path, trials: list[TrialStatus], mirror: "Mirror", on_progress: Callable[[Progress], None]
+        self,
+        lab: Path,
+        trials: list[TrialStatus],
+        mirror: Mirror,
+        on_progress: Callable[[Progress], None],
+        study: "Study | None" = None,
     ) -> None:
         self.trials = tuple(trials)
         self.retries = 0
         self.stopped_for: str | None = None
+        self._pruned: set[str] = set()
+        self._study = study
         self._lab = lab
         self._mirror = mirror
         self._on_progress = on_progress
-        self._errors: dict[str, str] = {}
         self._next_tick = 0.0
 
     def tick(self) -> None:
@@ -224,6 +287,7 @@ class _Watch:
         if time.monotonic() < self._next_tick:
             return
         self._stop_if_asked()
+        self.settle()
         # As the last look saw them, so that the end of a trial is sent too.
         self._mirror.catch_up([trial.trial_id for trial in self.trials if trial.is_open])
         self.show()
@@ -247,20 +311,38 @@ class _Watch:
     def retried(self) -> None:
         self.retries += 1
 
-    def lost(self, trial_id: str, error: str) -> None:
-        """Tune has given the trial up."""
-        self._errors[trial_id] = error
+    def add(self, labelled: "Sequence[LabelledTrial]") -> None:
+        """Trials that the study has asked for, or found, since."""
+        self.trials += tuple(status(self._lab, labelled))
+        self._mirror.add(labelled)
 
-    def record_lost_trials(self) -> None:
-        """A worker that was killed too often could not write its own end."""
-        for trial_id, error in self._errors.items():
+    def prune(self, trial_id: str) -> None:
+        """It is being stopped."""
+        self._pruned.add(trial_id)
+
+    def settle(self) -> None:
+        """What was pruned has ended once its worker has let go of it."""
+        for trial_id in list(self._pruned):
             folder = TrialFolder(self._lab, trial_id)
-            if folder.overtime.exists():
-                stood = folder.overtime.read_text()
-                error = f"took longer than runtime.max_minutes; where it stood:\n{stood}" if stood else error
+            if not is_locked(folder.lock):
+                self._end(trial_id, "pruned", None)
+                self._pruned.remove(trial_id)
+
+    def lost(self, trial_id: str, error: str) -> None:
+        """Tune has given the trial up: a worker that was killed too often could not write its own end."""
+        overtime = TrialFolder(self._lab, trial_id).overtime
+        stood = overtime.read_text() if overtime.exists() else ""
+        if stood:
+            error = f"took longer than runtime.max_minutes; where it stood:\n{stood}"
+        self._end(trial_id, "failed", error)
+
+    def _end(self, trial_id: str, state: Ended, error: str | None) -> None:
+        folder = TrialFolder(self._lab, trial_id)
+        with contextlib.suppress(OSError):  # of a full disk: then it stays unfinished, as it is
             if not folder.end():
-                with contextlib.suppress(OSError):  # of a full disk: then it stays unfinished, as it is
-                    folder.write_end("failed", error, seconds=0.0)
+                folder.write_end(state, error, seconds=0.0)
+            if self._study:
+                self._study.tell(trial_id)
 
 
 def _check_disk(lab: Path) -> None:
@@ -269,7 +351,7 @@ def _check_disk(lab: Path) -> None:
         raise ValueError(f"{lab}: {free / 2**30:.2f} GiB free, at least {_FREE_BYTES / 2**30:g} GiB are needed")
 
 
-def _await_dying_workers(lab: Path, trial_ids: Mapping[str, Any]) -> None:
+def _await_dying_workers(lab: Path, trial_ids: Sequence[str]) -> None:
     """Ray returns before its workers are dead, and one that still trains is not interrupted."""
     deadline = time.monotonic() + _DYING_SECONDS
     while any(is_locked(TrialFolder(lab, each).lock) for each in trial_ids) and time.monotonic() < deadline:

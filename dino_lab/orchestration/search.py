@@ -86,10 +86,10 @@ class Study:
         self._lab = lab.resolve()
         self._search = search
         self._prepare = prepare
-        self._start = search.start(baseline, overrides)
+        self.start = search.start(baseline, overrides)
         # A grid knows its points by the numbers of trials, so that it cannot go on with those of another sampler.
         is_grid = search.sampler == "grid"
-        asked = repr((prepare(self._start).identity, search.space, list(search.objectives), is_grid))
+        asked = repr((prepare(self.start).identity, search.space, list(search.objectives), is_grid))
         changes = [f"{knob}={json.dumps(value)}" for knob, value in sorted((overrides or {}).items())]
         self.name = " ".join([name, baseline_name, *changes, hashlib.sha256(asked.encode()).hexdigest()[:6]])
         self._lab.mkdir(parents=True, exist_ok=True)
@@ -244,7 +244,7 @@ class Study:
     def _open(self, trial: optuna.Trial) -> "LabelledTrial | None":
         """The trial that a suggestion makes, now counted as running; None if its settings are refused."""
         try:
-            labelled = self._search.labelled(trial, self._start)
+            labelled = self._search.labelled(trial, self.start)
             settings = self._prepare(labelled.trial)
         except ValueError as error:
             trial.set_user_attr("refused", str(error))
@@ -260,7 +260,7 @@ class Study:
 
     def _labelled(self, trial: optuna.Trial | FrozenTrial) -> "LabelledTrial":
         """A trial of the study again, from its suggestion and its id."""
-        labelled = self._search.labelled(trial, self._start)
+        labelled = self._search.labelled(trial, self.start)
         settings = self._prepare(labelled.trial)
         is_own = settings.identity == trial.user_attrs["trial_id"]
         return replace(labelled, trial=settings if is_own else _run_through(settings))
@@ -290,9 +290,9 @@ class Study:
     def _suggestion_of(self, folder: TrialFolder) -> dict[str, Any] | None:
         """The suggestion that makes this very trial, but for whether its collapse would have ended it."""
         flat = dict(_flat(json.loads(folder.trial.read_text())))
-        for params in self._search.readings(flat, self._start):
+        for params in self._search.readings(flat, self.start):
             try:
-                made = self._prepare(self._search.labelled(FixedTrial(params), self._start).trial)
+                made = self._prepare(self._search.labelled(FixedTrial(params), self.start).trial)
             except ValueError:
                 continue
             if folder.path.name in (made.identity, _run_through(made).identity):

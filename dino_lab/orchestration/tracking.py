@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -32,6 +32,7 @@ from dino_lab.orchestration.folder import State, TrialFolder
 
 if TYPE_CHECKING:
     from dino_lab.ablation import LabelledTrial
+    from dino_lab.orchestration.search import Study
 
 _RUN_STATUS: dict[State, str] = {
     "waiting": "SCHEDULED",
@@ -66,16 +67,18 @@ _UNTRAINED = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is mirrored: the trials of one ablation under one baseline."""
+    """What is mirrored: the trials of one ablation, or of one study of a search, under one baseline."""
 
     name: str
     baseline_name: str
     overrides: Mapping[str, Knob]
     note: str
-    baseline_row: str
-    published: str | None
-    paper_rows: Mapping[str, str]
     labelled: "Sequence[LabelledTrial]"
+    baseline_row: str = ""
+    published: str | None = None
+    paper_rows: Mapping[str, str] = field(default_factory=dict)
+    study: "Study | None" = None
+    """Of a search, which has no baseline row."""
 
 
 class Mirror:
@@ -100,6 +103,10 @@ class Mirror:
         self._artifacts = None if tracking_uri else (lab / "artifacts" / sweep.name).as_uri()
         self._client: MlflowClient | None = None
         self._parent_id = ""
+        self._experiment_id = ""
+        self._found: dict[tuple[str, str], Run] = {}
+        """Children that were there before, by row and trial."""
+        self._without_child = list(sweep.labelled)
         self._children: dict[str, list[_Mirrored]] = {}
         self._silent_until = 0.0
 
@@ -113,6 +120,10 @@ class Mirror:
 
         self._attempt(act)
 
+    def add(self, labelled: "Sequence[LabelledTrial]") -> None:
+        """Trials that were not there when the mirror was made; their runs are created by the next `catch_up`."""
+        self._without_child += labelled
+
     def close(self) -> None:
         """Catches up for the last time and settles the parent run; nothing if nothing was ever mirrored."""
         if self._client is None and self.error is None:
@@ -122,6 +133,8 @@ class Mirror:
             children = [child for same_trial in self._children.values() for child in same_trial]
             for child in children:
                 child.catch_up(client, self._lab)
+            if self._sweep.study:
+                client.log_batch(self._parent_id, tags=_run_tags(self._sweep.study.tags()))
             states = {child.state for child in children}
             status = "KILLED" if states & {"waiting", "running", "interrupted"} else "FINISHED"
             client.set_terminated(self._parent_id, "FAILED" if "failed" in states else status)
@@ -135,6 +148,7 @@ class Mirror:
         try:
             if self._client is None:
                 self._client = self._open()
+            self._open_children(self._client)
             act(self._client)
             self.error = None
         except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -142,31 +156,35 @@ class Mirror:
             self._silent_until = time.monotonic() + _SILENT_SECONDS
 
     def _open(self) -> MlflowClient:
-        """Creates what is missing: store, experiment, parent, and a child for each row and seed.
-
-        Two rows may share a trial, as a level that is the baseline's does: each has its child.
-        """
+        """Creates what is missing: store, experiment and parent; and finds the children of earlier drivers."""
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `error` says it, without 100 lines
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._sweep.name)
-        experiment_id = (
+        self._experiment_id = (
             experiment.experiment_id
             if experiment
             else client.create_experiment(self._sweep.name, artifact_location=self._artifacts)
         )
         self._settle_abandoned(client)
-        self._parent_id = self._open_parent(client, experiment_id)
-        found = {
+        self._parent_id = self._open_parent(client, self._experiment_id)
+        self._found = {
             (run.data.tags["dino_lab.row"], run.data.tags["dino_lab.trial_id"]): run
-            for run in _search(client, [experiment_id], f"tags.mlflow.parentRunId = '{self._parent_id}'")
+            for run in _search(client, [self._experiment_id], f"tags.mlflow.parentRunId = '{self._parent_id}'")
         }
-        self._children.clear()
-        for each in self._sweep.labelled:
-            trial_id = each.trial.identity
-            child = self._open_child(client, experiment_id, each, found.get((each.row, trial_id)))
-            child.catch_up(client, self._lab, again=self._again)
-            self._children.setdefault(trial_id, []).append(child)
         return client
+
+    def _open_children(self, client: MlflowClient) -> None:
+        """A child for each row and seed that has none yet.
+
+        Two rows may share a trial, as a level that is the baseline's does: each has its child.
+        """
+        while self._without_child:
+            each = self._without_child[0]
+            run = self._found.get((each.row, each.trial.identity))
+            child = self._open_child(client, self._experiment_id, each, run)
+            child.catch_up(client, self._lab, again=self._again)
+            self._children.setdefault(each.trial.identity, []).append(child)
+            del self._without_child[0]
 
     def _settle_abandoned(self, client: MlflowClient) -> None:
         """No run of any ablation is left RUNNING by a driver that was killed."""
@@ -190,6 +208,9 @@ class Mirror:
             "dino_lab.paper_rows": json.dumps(dict(sweep.paper_rows)),
             "mlflow.note.content": sweep.note,
         }
+        if sweep.study:
+            key["dino_lab.study"] = sweep.study.name
+            tags |= sweep.study.tags()
         for run in _search(client, [experiment_id], "tags.`dino_lab.kind` = 'ablation'"):
             if key.items() <= run.data.tags.items():
                 client.log_batch(run.info.run_id, tags=_run_tags(tags))
@@ -210,6 +231,7 @@ class Mirror:
             "dino_lab.row_index": str(each.row_index),
             "dino_lab.seed": str(each.seed),
             "dino_lab.levels": json.dumps(dict(each.levels)),
+            **self._told(each),
         }
         if run is None:
             run = client.create_run(experiment_id, run_name=f"{each.row} s{each.seed}", tags=tags | _UNTRAINED)
@@ -223,13 +245,18 @@ class Mirror:
         ]
         for start in range(0, len(params), _PARAMS_IN_A_BATCH):
             client.log_batch(run.info.run_id, params=params[start : start + _PARAMS_IN_A_BATCH])
-        return _Mirrored(run)
+        return _Mirrored(run, told=lambda: self._told(each))
+
+    def _told(self, each: "LabelledTrial") -> dict[str, str]:
+        """What its study says of a trial now."""
+        return self._sweep.study.tags_of(each) if self._sweep.study else {}
 
 
 class _Mirrored:
     """One trial's run in MLflow: what it holds of the trial's folder, and what it still lacks."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, told: Callable[[], dict[str, str]] = dict) -> None:
+        self._told = told
         self._run_id = run.info.run_id
         self._trial_id = run.data.tags["dino_lab.trial_id"]
         self._status = run.info.status
@@ -257,7 +284,7 @@ class _Mirrored:
         for batch in _batches(records[max(0, self._mirrored - self._read_records) :]):
             self._send(client, _tags_after(batch[-1], self._mirrored + len(batch)), _metrics(batch))
         self._read_records, self._read_bytes = self._read_records + len(records), read_bytes
-        tags: dict[str, str] = {"dino_lab.state": state}
+        tags: dict[str, str] = {"dino_lab.state": state, **self._told()}
         if "dino_lab.data" not in self._tags and folder.data.exists():
             data = json.loads(folder.data.read_text())
             client.log_inputs(self._run_id, datasets=_inputs(data))

@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 from ray import tune
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration.cluster import resources
 from dino_lab.orchestration.folder import Train
@@ -25,8 +27,6 @@ OutOfMemoryError.__bases__ = (RayActorError,)
 OutOfMemoryError._preempted = False  # type: ignore[attr-defined]
 
 _RETRIES = 2
-_STARTING = 16
-"""Trials that Tune may be starting at a time: on a cluster processes start side by side."""
 
 
 class Source(Protocol):
@@ -39,8 +39,11 @@ class Source(Protocol):
             StopIteration: there are no more.
         """
 
+    def report(self, trial_id: str, record: Record) -> bool:
+        """A record of this one; returns whether it is to be stopped."""
+
     def tell(self, trial_id: str) -> None:
-        """This one has ended, or was given up."""
+        """Tune is done with this one: it has ended, was stopped or was given up."""
 
 
 class Watcher(Protocol):
@@ -56,9 +59,15 @@ class Watcher(Protocol):
         """A trial has been given up."""
 
 
-def fit(source: Source, watcher: Watcher, lab: Path, *, concurrency: int | None, train: Train | None) -> None:
-    """Trains what the source hands out, as many at a time as there is room for; returns early on Ctrl-C."""
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_STARTING)
+def fit(
+    source: Source, watcher: Watcher, lab: Path, *, concurrency: int | None, ahead: int, train: Train | None
+) -> None:
+    """Trains what the source hands out, as many at a time as there is room for; returns early on Ctrl-C.
+
+    Args:
+        ahead: Trials that may be asked for before there is room for them. On a cluster as many start side by side.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ahead)
     with tempfile.TemporaryDirectory(prefix="dino-lab-") as scratch:
         tune.Tuner(
             tune.with_resources(
@@ -67,6 +76,7 @@ def fit(source: Source, watcher: Watcher, lab: Path, *, concurrency: int | None,
             ),
             tune_config=tune.TuneConfig(
                 search_alg=_Handing(source),
+                scheduler=_Pruning(source),
                 num_samples=-1,
                 max_concurrent_trials=concurrency,
                 # The next trial gets the process of one that has ended: starting one takes longer than a small trial.
@@ -88,7 +98,14 @@ def _bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([resources(trial)] * trial.runtime.workers)
 
 
-class _Handing(Searcher):
+class _Unsaved:
+    """What Tune would write to disk with its own state, though nobody reads it back, and it cannot be written."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Handing(_Unsaved, Searcher):
     """Hands Tune the source's trials, and tells it of their ends."""
 
     def __init__(self, source: Source) -> None:
@@ -116,13 +133,21 @@ class _Handing(Searcher):
         """Never called."""
 
 
-class _Telling(tune.Callback):
+class _Pruning(_Unsaved, FIFOScheduler):
+    """Stops what the source wants stopped."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._source = source
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        pruned = self._source.report(trial.config["trial"], Record(**result["record"]))
+        return self.STOP if pruned else self.CONTINUE
+
+
+class _Telling(_Unsaved, tune.Callback):
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Tune writes its callbacks to disk with its own state; a terminal cannot be, and nobody reads it back.
-        return {}
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._watcher.tick()

@@ -6,10 +6,11 @@ import os
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from dino_lab.core.records import ENTROPY_FRACTION, IMAGES_PER_SECOND, KNN, Record
+from dino_lab.core.records import Record
 from dino_lab.orchestration.folder import Train, run_trial
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ def work(config: dict[str, Any], *, lab: Path, train: Train | None) -> None:
     if trial.runtime.workers > 1:
         train = functools.partial(_train_with_others, train=train)
     for record in run_trial(trial, lab, train):
-        shown = {key: record.values[key] for key in (ENTROPY_FRACTION, KNN, IMAGES_PER_SECOND) if key in record.values}
-        tune.report({"step": record.step, "epoch": record.epoch, "verdict": record.verdict, **shown})
+        tune.report({"record": asdict(record)})
 
 
 def _set_threads(cpus: int) -> None:
