@@ -187,18 +187,19 @@ class Mirror:
             del self._without_child[0]
 
     def _settle_abandoned(self, client: MlflowClient) -> None:
-        """No run of any ablation is left RUNNING by a driver that was killed."""
+        """No run of any experiment is left RUNNING by a driver that was killed."""
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         for run in _search(client, experiments, "attributes.status = 'RUNNING'"):
-            if run.data.tags.get("dino_lab.kind") == "ablation":
+            if run.data.tags.get("dino_lab.kind") in ("ablation", "search"):
                 client.set_terminated(run.info.run_id, "KILLED")
             elif run.data.tags.get("dino_lab.kind") == "trial":
                 _Mirrored(run).catch_up(client, self._lab)
 
     def _open_parent(self, client: MlflowClient, experiment_id: str) -> str:
         sweep = self._sweep
+        kind = "search" if sweep.study else "ablation"
         key = {
-            "dino_lab.kind": "ablation",
+            "dino_lab.kind": kind,
             "dino_lab.baseline": sweep.baseline_name,
             "dino_lab.overrides": json.dumps(dict(sweep.overrides), sort_keys=True),
         }
@@ -211,7 +212,7 @@ class Mirror:
         if sweep.study:
             key["dino_lab.study"] = sweep.study.name
             tags |= sweep.study.tags()
-        for run in _search(client, [experiment_id], "tags.`dino_lab.kind` = 'ablation'"):
+        for run in _search(client, [experiment_id], f"tags.`dino_lab.kind` = '{kind}'"):
             if key.items() <= run.data.tags.items():
                 client.log_batch(run.info.run_id, tags=_run_tags(tags))
                 client.update_run(run.info.run_id, status="RUNNING")

@@ -141,7 +141,9 @@ class _Pruning(_Unsaved, FIFOScheduler):
         self._source = source
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        pruned = self._source.report(trial.config["trial"], Record(**result["record"]))
+        # The last result is Tune's own, without a record.
+        made = result.get("record")
+        pruned = made is not None and self._source.report(trial.config["trial"], Record(**made))
         return self.STOP if pruned else self.CONTINUE
 
 

@@ -17,7 +17,7 @@ import pytest
 from analysis import records
 from dino_lab.core.records import KNN, TRAIN_MINUTES, Record
 from dino_lab.core.trial import Trial
-from dino_lab.orchestration.folder import End, TrialFolder
+from dino_lab.orchestration.folder import TrialFolder
 from dino_lab.orchestration.search import Study
 from dino_lab.space import Between, OneOf, Search
 from experiments.baselines import BASELINES
@@ -173,7 +173,7 @@ def _end(lab: Path, trial: Trial, state: str, course: list[float], error: str | 
     for epoch, knn in enumerate([36.0, *course]):
         values = {KNN: knn} if epoch == 0 else {KNN: knn, TRAIN_MINUTES: epoch * trial.method.head.out_dim / 1000}
         folder.append(Record(4 * epoch, float(epoch), 1e9 + epoch, values, *verdict))
-    folder.write_end(End(state, error, 1.0))
+    folder.write_end(state, error, seconds=1.0)
 
 
 def mirror(lab: Path, study: Study, name: str) -> None:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 from dino_lab.ablation import Ablation, Axis, LabelledTrial
 from dino_lab.core.records import KNN, PEAK_MEMORY, TRAIN_MINUTES, Record
 from dino_lab.core.trial import Trial
-from dino_lab.orchestration.folder import End, TrialFolder
+from dino_lab.orchestration.folder import TrialFolder
 from dino_lab.orchestration.search import STUDIES, Study
 from dino_lab.space import Between, OneOf, Search
 
@@ -65,7 +65,7 @@ def ended(lab: Path, trial: Trial, state: str, *courses: dict[str, float], error
     verdict = ("uniform", 3) if state == "stopped" else ("none", None)
     for step, values in enumerate([{KNN: 33.0}, *courses]):
         folder.append(Record(4 * step, float(step), 1e9 + step, values, *verdict))
-    folder.write_end(End(state, error, 1.0))
+    folder.write_end(state, error, seconds=1.0)
     return trial.identity
 
 
