@@ -141,9 +141,9 @@ class _Pruning(_Unsaved, FIFOScheduler):
         self._source = source
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        # The last result is Tune's own, without a record.
+        # Tune makes a result of its own when a trial has ended, without a record.
         made = result.get("record")
-        pruned = made is not None and self._source.report(trial.config["trial"], Record(**made))
+        pruned = made and self._source.report(trial.config["trial"], Record(**json.loads(made)))
         return self.STOP if pruned else self.CONTINUE
 
 

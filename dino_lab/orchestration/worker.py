@@ -38,7 +38,7 @@ def work(config: dict[str, Any], *, lab: Path, train: Train | None) -> None:
     if trial.runtime.workers > 1:
         train = functools.partial(_train_with_others, train=train)
     for record in run_trial(trial, lab, train):
-        tune.report({"record": asdict(record)})
+        tune.report({"record": json.dumps(asdict(record))})  # as text: of a dict Tune would make a column each
 
 
 def _set_threads(cpus: int) -> None:

@@ -17,7 +17,9 @@ from dino_lab.core import checkpoint
 from dino_lab.core.records import ENTROPY_FRACTION, KNN, LOSS, Record
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration.runner import Progress, run
+from dino_lab.orchestration.search import Study
 from dino_lab.orchestration.tracking import Sweep
+from dino_lab.space import Between, Search
 
 STEPS = 8
 CHECKPOINT_PERIOD = 3
@@ -52,7 +54,7 @@ def fake_train(
         time.sleep(step_seconds)
         if step == hangs_at:
             time.sleep(1000)
-        if step == raises_at and trial.epochs == 101:
+        if step == raises_at and trial.epochs % 3 == 2:
             raise ZeroDivisionError("by zero")
         eaten = []
         while step == eats_memory_at and trial.epochs == 100:
@@ -64,23 +66,21 @@ def fake_train(
             os.kill(os.getpid(), signal.SIGKILL)
         values = {LOSS: 1 / (step + 1), ENTROPY_FRACTION: step / STEPS}
         if step % 4 == 0:
-            values[KNN] = 10.0 + step
+            values[KNN] = trial.epochs - 90.0 + step
         yield Record(step, step / 2, time.time(), values, *(("uniform", 5) if step >= 5 else ()))
         if step % CHECKPOINT_PERIOD == 0:
             checkpoint.save(workdir / "checkpoint.pt", {"step": step})
 
 
-def sweep(labelled: list[LabelledTrial]) -> Sweep:
-    return Sweep(
-        name="fake",
-        baseline_name="smoke",
-        overrides={},
-        note="Fakes.",
-        baseline_row="row 0",
-        published=None,
-        paper_rows={},
-        labelled=labelled,
-    )
+def sweep(labelled: list[LabelledTrial], study: Study | None = None) -> Sweep:
+    return Sweep("fake", "smoke", {}, "Fakes.", labelled, "row 0", study=study)
+
+
+def study(lab: Path, trials: int) -> Study:
+    """Of fakes: the more epochs, the better."""
+    fixed = {"collapse.policy": "record"}
+    search = Search({"epochs": Between(100, 1000)}, trials=trials, sampler="random", pruner="median", fixed=fixed)
+    return Study(lab, search, name="fake", baseline_name="smoke", baseline=Trial())
 
 
 def main() -> None:
@@ -92,11 +92,16 @@ def main() -> None:
     parser.add_argument("--eats-memory-at", type=int)
     parser.add_argument("--raises-at", type=int)
     parser.add_argument("--rows", type=int, default=3)
+    parser.add_argument("--search", type=int)
     parser.add_argument("--only-failed", action="store_true")
     parser.add_argument("--cpus", type=int, default=1)
     parser.add_argument("--max-seconds", type=float)
     arguments = parser.parse_args()
-    minutes = arguments.max_seconds and arguments.max_seconds / 60
+    changes = {
+        "runtime.cpus": arguments.cpus,
+        "runtime.max_minutes": arguments.max_seconds and arguments.max_seconds / 60,
+    }
+    labelled = [replace(each, trial=each.trial.but(changes)) for each in labelled_trials(arguments.rows)]
     terminal = threading.RLock()
 
     def show(progress: Progress) -> None:
@@ -106,20 +111,7 @@ def main() -> None:
 
     try:
         summary = run(
-            sweep(
-                [
-                    replace(
-                        each,
-                        trial=each.trial.but(
-                            {
-                                "runtime.cpus": arguments.cpus,
-                                "runtime.max_minutes": minutes,
-                            }
-                        ),
-                    )
-                    for each in labelled_trials(arguments.rows)
-                ]
-            ),
+            sweep([], study(arguments.lab, arguments.search)) if arguments.search else sweep(labelled),
             lab=arguments.lab,
             only_failed=arguments.only_failed,
             on_progress=show,

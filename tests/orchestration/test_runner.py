@@ -9,9 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from dino_lab.core.records import KNN, LOSS
 from dino_lab.core.trainer import train
@@ -19,6 +23,7 @@ from dino_lab.core.trial import Trial
 from dino_lab.orchestration import cluster, runner
 from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.runner import Progress, run
+from dino_lab.orchestration.search import STUDIES
 from dino_lab.orchestration.tracking import Mirror
 from tests.orchestration.driver import sweep
 
@@ -240,6 +245,33 @@ def test_a_trial_over_two_workers_has_the_records_of_one_up_to_rounding(
 
 
 @pytest.mark.ray
+def test_a_search_whose_driver_is_killed_goes_on_with_its_study_and_prunes_and_tells_the_truth(lab: Path) -> None:
+    first = Driver(lab, "--search", "16", "--step-seconds", "0.2")
+    first.wait_until(lambda: sum(folder.end() is not None for folder in folders(lab)) >= 4)
+    first.process.kill()
+    first.process.wait()
+    outcome = Driver(lab, "--search", "16", "--step-seconds", "0.1", "--raises-at", "2").outcome()
+    assert outcome["notes"][-2] == "the search has ended: 16 of 16 trials"
+    assert len(outcome["states"]) == 16
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(lab / STUDIES))))
+    told = {trial.user_attrs["trial_id"]: trial for trial in study.trials}
+    states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    assert {folder.path.name: states[folder.state()] for folder in folders(lab)} == {
+        trial_id: trial.state for trial_id, trial in told.items()
+    }
+    assert {"finished", "pruned", "failed"} == {folder.state() for folder in folders(lab)}
+    for folder in folders(lab):
+        if folder.state() == "finished":
+            assert told[folder.path.name].value == folder.records()[4].values[KNN]
+    tags = [run.data.tags for run in MlflowClient(f"sqlite:///{lab / 'mlflow.db'}").search_runs(["1"])]
+    children = [each for each in tags if each["dino_lab.kind"] == "trial"]
+    assert {each["dino_lab.trial_id"]: each["dino_lab.search_state"] for each in children} == {
+        trial_id: trial.state.name for trial_id, trial in told.items()
+    }
+    assert {each["dino_lab.state"] for each in children} == {"finished", "pruned", "failed"}
+
+
+@pytest.mark.ray
 def test_a_trial_that_no_machine_can_hold_is_refused_before_anything_starts(lab: Path) -> None:
     shutil.rmtree(lab)
     driver = Driver(lab, "--cpus", "1000")
@@ -324,9 +356,8 @@ def test_trials_that_need_anothers_checkpoint_come_after_it(smoke: Trial) -> Non
 
 def test_a_trial_that_tune_gave_up_is_failed_unless_it_wrote_its_own_end(lab: Path) -> None:
     watch = runner._Watch(lab, [], None, lambda progress: None)
+    TrialFolder(lab, "raised").write_end("failed", "ZeroDivisionError", seconds=3.0)
     for trial_id in ("killed", "raised"):
         watch.lost(trial_id, "the worker died")
-    TrialFolder(lab, "raised").write_end("failed", "ZeroDivisionError", seconds=3.0)
-    watch.record_lost_trials()
     assert TrialFolder(lab, "killed").end() == End("failed", "the worker died", 0.0, records=0)
     assert TrialFolder(lab, "raised").end() == End("failed", "ZeroDivisionError", 3.0, records=0)

@@ -29,7 +29,7 @@ ROWS = [
     for seed in (0, 1)
     for index, (row, operation) in enumerate([("both", "centering"), ("sharpening only", "none")])
 ]
-SWEEP = Sweep("collapse", "smoke", {"batch_size": 32}, "# Why", "both", "figure7", {"both": "row 1"}, ROWS)
+SWEEP = Sweep("collapse", "smoke", {"batch_size": 32}, "# Why", ROWS, "both", "figure7", {"both": "row 1"})
 IDS = [each.trial.identity for each in ROWS]
 
 
