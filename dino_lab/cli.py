@@ -330,6 +330,8 @@ def sync(
 ) -> None:
     """Bring MLflow up to the trials' journals: send every record that it lacks, and settle every run."""
     asked = _ask(name, changes, baseline, seeds, lab)
+    if asked.start and not asked.study:
+        _fail(f"{name} has not been searched in {lab}")
     with _told():
         from dino_lab.orchestration import runner
 
@@ -686,8 +688,8 @@ def _show_explained(
 
 
 def _exit_code(summary: "Summary") -> int:
-    """0 for results, divergence among them; 1 if a trial failed; 130 after Ctrl-C, which alone leaves trials open."""
-    if any(trial.is_open for trial in summary.trials):
+    """0 for results, divergence among them; 1 if a trial failed; 130 after Ctrl-C, which alone leaves work to do."""
+    if any(trial.is_open for trial in summary.trials) or summary.spent == "":
         return 130
     return int(any(trial.state == "failed" for trial in summary.trials))
 

@@ -242,11 +242,15 @@ class _Searching:
     def __init__(self, study: "Study", watch: "_Watch") -> None:
         self._study = study
         self._watch = watch
+        self._next_number = 1 + max((each.row_index for each in study.labelled()), default=-1)
 
     def ask(self) -> "Trial | None":
         labelled = self._study.ask()
         # Also those that had ended in this lab before, which it has told itself.
-        self._watch.add(self._study.labelled(first=len(self._watch.trials)))
+        new = self._study.labelled(first=self._next_number)
+        if new:
+            self._next_number = 1 + new[-1].row_index
+            self._watch.add(new)
         if labelled is None:
             raise StopIteration
         return labelled.trial
