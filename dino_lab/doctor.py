@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-_PACKAGES = {"sweep": ["ray", "mlflow", "psutil"], "analysis": ["pandas", "matplotlib"]}
+_PACKAGES = {"sweep": ["ray", "mlflow", "optuna", "psutil"], "analysis": ["pandas", "matplotlib"]}
 """What shows that an extra is installed."""
 _TRIAL_GIB = 2.0
 """What one small trial and Ray's own processes take, roughly."""
