@@ -121,7 +121,7 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
 
     # ------------------------------------------------------------------ loop
     recorded_step, recorded_seconds = first_step, seconds
-    _forget_peak_memory()
+    _forget_peak_memory(device)
     stopped = trial.collapse.stops(first_step, verdict)
     ahead = range(first_step, first_step if stopped else steps)
     loader = batches.load(ahead, loader_workers=trial.runtime.loader_workers)
@@ -219,8 +219,11 @@ def train(trial: Trial, *, workdir: Path, resume_from: Path | None = None) -> It
             return
 
 
-def _forget_peak_memory() -> None:
-    """What came before the first step, as imports and the first evaluation did, does not count; on Linux."""
+def _forget_peak_memory(device: torch.device) -> None:
+    """What came before the first step, as imports, the first evaluation or another trial did, does not count; of the
+    host's memory on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
