@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dino_lab.ablation import LabelledTrial
 from dino_lab.core import checkpoint
-from dino_lab.core.records import ENTROPY_FRACTION, KNN, Record
+from dino_lab.core.records import Record
 from dino_lab.core.trainer import Diverged
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration import folder as folder_module
 from dino_lab.orchestration.folder import TrialFolder, locked, run_trial
-from dino_lab.orchestration.status import status
 
 TRIAL = Trial()
 STEPS = 8
@@ -269,19 +267,3 @@ def test_a_lock_is_free_after_its_block_though_a_forked_child_keeps_the_file_ope
 
 def _descriptor_of(path: Path) -> int:
     return next(int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.resolve() == path.resolve())
-
-
-def test_status_is_read_from_the_folders_alone(tmp_path: Path) -> None:
-    rows = [LabelledTrial(f"row {seed}", 0, seed, {}, Trial(seed=seed)) for seed in range(3)]
-    list(run_trial(rows[0].trial, tmp_path, fake_train()))
-    folder = TrialFolder(tmp_path, rows[1].trial.identity)
-    folder.begin(rows[1].trial)
-    folder.append(record(0, **{KNN: 30.0, ENTROPY_FRACTION: 0.9}))
-    folder.append(Record(4, 2.0, 1e9, {ENTROPY_FRACTION: 0.5}, "one_prototype", 2))
-    finished, interrupted, waiting = status(tmp_path, rows)
-    assert (finished.state, finished.step, finished.records, finished.is_open) == ("finished", 7, 8, False)
-    assert finished.seconds < 10
-    assert (interrupted.state, interrupted.step, interrupted.epoch) == ("interrupted", 4, 2.0)
-    assert (interrupted.knn, interrupted.entropy_fraction) == (30.0, 0.5)
-    assert (interrupted.verdict, interrupted.onset_step) == ("one_prototype", 2)
-    assert (waiting.state, waiting.step, waiting.knn, waiting.seed) == ("waiting", None, None, 2)
