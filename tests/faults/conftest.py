@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.sweep import Cluster, Server, Sweep
+from tests.faults.sweep import DRIVERS, Cluster, Server, Sweep
+
+
+@pytest.fixture(autouse=True)
+def _no_driver_is_left() -> Iterator[None]:
+    yield
+    for driver in DRIVERS:
+        driver.kill()
+        driver.wait()
+    DRIVERS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,9 @@ TRIALS = 6
 ASKED = ["collapse", "--baseline", "smoke", "--seeds", "0,1", "--set", "epochs=50"]
 OFTEN = ["--set", "runtime.log_period_steps=2", "--set", "runtime.checkpoint_period_steps=10"]
 
+DRIVERS: list["subprocess.Popen[bytes]"] = []
+"""All that were started; a test that fails leaves some behind."""
+
 
 class Sweep:
     """`dino-lab run` of three rows with two seeds, 200 steps each, in a lab of its own."""
@@ -48,7 +51,7 @@ class Sweep:
     def start(self, **environment: str) -> "subprocess.Popen[bytes]":
         """The driver, in a process group of its own."""
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            driver = subprocess.Popen(
                 [sys.executable, "-m", "dino_lab", "run", *self.asked, *self.options],
                 cwd=ROOT,
                 stdout=log,
@@ -57,6 +60,8 @@ class Sweep:
                 # Or Ray would look for 127.0.0.1 at this machine's other address.
                 env=os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | environment,
             )
+        DRIVERS.append(driver)
+        return driver
 
     def run(self, **environment: str) -> int:
         """To its end; the exit code."""
