@@ -52,7 +52,8 @@ def test_a_worker_of_a_trial_over_two_is_killed(
     sweep = Sweep(tmp_path, cluster=cluster, server=server, workers=2)
     driver = sweep.start()
     for of_rank in (sweep.workers, others, others):
-        wait_until(lambda: sweep.begun() and of_rank())  # noqa: B023: it is called at once
+        wait_until(sweep.begun)
+        wait_until(of_rank)
         pause(chance)
         for process in of_rank():
             kill(process)
