@@ -75,8 +75,8 @@ class Sweep:
         return [TrialFolder(self.lab, path.name) for path in sorted((self.lab / "trials").glob("*"))]
 
     def begun(self) -> bool:
-        """Whether some trial has a checkpoint and goes on."""
-        return any(folder.checkpoint.exists() and not folder.end() for folder in self.folders)
+        """Whether a trial that has a checkpoint is being trained."""
+        return any(folder.checkpoint.exists() and is_locked(folder.lock) for folder in self.folders)
 
     def is_done(self) -> bool:
         return [folder.state() for folder in self.folders] == ["finished"] * TRIALS
