@@ -77,6 +77,7 @@ def test_the_driver_is_killed_and_terminated_and_interrupted(
         pause(chance)
         kill(driver.pid, stop, group=stop is signal.SIGINT)  # as a terminal does
         assert driver.wait(timeout=60) == (-signal.SIGKILL if stop is signal.SIGKILL else 130), sweep.said()
+        wait_until(lambda: not sweep.workers())  # those of a killed driver die later
     assert sweep.run() == 0, sweep.said()
     assert_nothing_lost(sweep, undisturbed)
 
