@@ -22,7 +22,8 @@ from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration import runner
 from dino_lab.orchestration.folder import TrialFolder, locked
-from dino_lab.orchestration.tracking import Mirror, Sweep, check_store, without_password
+from dino_lab.orchestration.tracking import Mirror, Sweep, check_store
+from dino_lab.tracking_uri import without_password
 
 ROWS = [
     LabelledTrial(row, index, seed, {"arm": row}, Trial().but({"seed": seed, "method.operation.kind": operation}))
