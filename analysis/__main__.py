@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,22 @@ def main() -> None:
     parser.add_argument(
         "--set", type=_change, action="append", default=[], metavar="KNOB=VALUE", help="as it was run with; repeatable"
     )
+    parser.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI"),
+        help="where the run mirrored its records ($MLFLOW_TRACKING_URI; else the lab's own store)",
+    )
     options = parser.parse_args()
     for name in options.names:
         try:
-            print(report.write(options.lab, name, baseline=options.baseline, overrides=dict(options.set)))
+            folder = report.write(
+                options.lab,
+                name,
+                baseline=options.baseline,
+                overrides=dict(options.set),
+                tracking_uri=options.tracking_uri,
+            )
+            print(folder)
         except (KeyError, IndexError):
             # Lookup errors too, but of the code and not of the person who asks.
             raise

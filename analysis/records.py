@@ -1,16 +1,10 @@
-"""The only reader of MLflow: one sweep as two tidy frames, `trials` and `curves`.
-
-It reads the sqlite store by read-only SQL, since MLflow's client needs a call for each run and metric (12 ms
-each) where this is three queries, and since a reader cannot then harm a store that a sweep is writing.
-"""
+"""One sweep as two tidy frames, `trials` and `curves`: the same from each kind of store (`stores`)."""
 
 import json
 import math
 import shlex
-import sqlite3
 import sys
 from collections.abc import Collection, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +12,9 @@ from typing import Any
 import pandas as pd
 import pandera.pandas as pa
 
+from analysis import stores
 from dino_lab.core import records as names
+from dino_lab.tracking_uri import without_password
 
 STATES = ("waiting", "running", "interrupted", "finished", "stopped", "diverged", "pruned", "failed")
 SEARCH_STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")
@@ -26,6 +22,8 @@ SEARCH_STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")
 
 CURVES = (names.TEACHER_ENTROPY, names.ENTROPY_FRACTION, names.KL, names.KNN, names.PIXELS_KNN)
 """Metrics whose whole course is read, beside all evaluations; of the others `trials` holds the last value."""
+
+_EVALUATIONS = ("eval/", "factor/")
 
 
 @dataclass(frozen=True)
@@ -91,24 +89,33 @@ def read(
     baseline: str,
     overrides: Mapping[str, Any],
     asked: Collection[tuple[str, str]] | None = None,
+    tracking_uri: str | None = None,
 ) -> Sweep:
-    """The records of ablation `name` in the lab folder: of these rows and trials if given, otherwise of all.
+    """The records of ablation `name`: of these rows and trials if given, otherwise of all.
 
     A lab keeps what an ablation asked before its file or its baseline was changed; `asked` tells what it asks now: the
     row and the id of each trial.
 
+    Args:
+        tracking_uri: where the run mirrored them: sqlite:///, postgresql://, or an MLflow server; None for the lab's
+            own store.
+
     Raises:
-        LookupError: the lab, the ablation, or that baseline with those overrides has no records; says what has.
-        ValueError: a record is not what it can be; names every bad cell.
+        LookupError: the store, the ablation, or that baseline with those overrides has no records; says what has.
+        ValueError: the URI names no store; or a record is not what it can be, and every bad cell is named.
     """
-    path = lab / "mlflow.db"
-    if not path.is_file():
-        raise LookupError(f"no records in {lab}: it has no mlflow.db; run an ablation first")
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
-        parent, tags = _parent(store, name, baseline, overrides)
+    place = without_password(tracking_uri, tracking_uri) if tracking_uri else "this lab"
+    with stores.opened(lab, tracking_uri) as store:
+        parent, tags = _parent(store.parents(), name, baseline, overrides, place)
         search = _search(tags)
-        trials = _trials(store, parent, search)
-        curves = _curves(store, parent)
+        run_tags, params, metrics = store.children(parent)
+        if metrics.empty:
+            raise LookupError("none of its trials has a record yet")
+        whole = metrics["key"].isin(CURVES) | metrics["key"].str.startswith(_EVALUATIONS)
+        histories = store.histories(metrics[whole])
+    wide_tags = _wide(run_tags)
+    trials = _trials(wide_tags, params, metrics, search)
+    curves = _curves(histories, wide_tags["dino_lab.trial_id"])
     if asked is not None:
         kept = [(trial.row, trial.trial_id) in asked for trial in trials.itertuples()]
         trials = trials[kept].reset_index(drop=True)
@@ -173,22 +180,12 @@ def _complaint(frame: pd.DataFrame, case: Any) -> str:
 
 
 def _parent(
-    store: sqlite3.Connection, name: str, baseline: str, overrides: Mapping[str, Any]
+    tags: pd.DataFrame, name: str, baseline: str, overrides: Mapping[str, Any], place: str
 ) -> tuple[str, dict[str, str]]:
     """Run id and tags of the parent run."""
-    tags = pd.read_sql_query(
-        """
-        SELECT experiments.name AS experiment, runs.run_uuid AS run_id, tags.key, tags.value
-        FROM tags JOIN runs USING (run_uuid) JOIN experiments USING (experiment_id)
-        WHERE runs.lifecycle_stage = 'active' AND run_uuid IN
-            (SELECT run_uuid FROM tags WHERE key = 'dino_lab.kind' AND value IN ('ablation', 'search'))
-        ORDER BY runs.start_time, run_id
-        """,
-        store,
-    )
     if name not in set(tags["experiment"]):
         known = ", ".join(sorted(set(tags["experiment"]))) or "none"
-        raise LookupError(f"no records of {name!r} in this lab; with records: {known}")
+        raise LookupError(f"no records of {name!r} in {place}; with records: {known}")
     found: list[str] = []
     # The newest first: a search whose space was changed has several.
     for run_id, group in reversed([*tags[tags["experiment"] == name].groupby("run_id", sort=False)]):
@@ -226,25 +223,7 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-_CHILDREN = """
-    SELECT run_uuid FROM tags JOIN runs USING (run_uuid)
-    WHERE key = 'mlflow.parentRunId' AND value = ? AND lifecycle_stage = 'active'
-"""
-
-
-def _trials(store: sqlite3.Connection, parent: str, search: Search | None) -> pd.DataFrame:
-    query = f"""
-        SELECT run_uuid AS run_id, 'tag' AS kind, key, value, 0 AS is_nan FROM tags WHERE run_uuid IN ({_CHILDREN})
-        UNION ALL SELECT run_uuid, 'param', key, value, 0 FROM params WHERE run_uuid IN ({_CHILDREN})
-        UNION ALL SELECT run_uuid, 'metric', key, value, is_nan FROM latest_metrics WHERE run_uuid IN ({_CHILDREN})
-        ORDER BY kind, key
-    """
-    cells = pd.DataFrame(store.execute(query, [parent] * 3), columns=["run_id", "kind", "key", "value", "is_nan"])
-    kinds = dict(iter(cells.groupby("kind")))
-    if "metric" not in kinds:
-        raise LookupError("none of its trials has a record yet")
-
-    tags = _wide(kinds["tag"])
+def _trials(tags: pd.DataFrame, params: pd.DataFrame, metrics: pd.DataFrame, search: Search | None) -> pd.DataFrame:
     trials = pd.DataFrame(
         {
             "trial_id": tags["dino_lab.trial_id"],
@@ -260,8 +239,7 @@ def _trials(store: sqlite3.Connection, parent: str, search: Search | None) -> pd
         index=tags.index,
     )
     levels = pd.DataFrame(map(json.loads, tags["dino_lab.levels"]), index=tags.index).add_prefix("level:")
-    params = _wide(kinds["param"]).apply(_literals).add_prefix("param:")
-    metrics = kinds["metric"]
+    params = _wide(params).apply(_literals).add_prefix("param:")
     metrics = _wide(metrics.assign(value=_numbers(metrics["value"], metrics["is_nan"])))
     metrics = metrics.reindex(columns=sorted({*metrics, *CURVES}))
     frames = [trials, _suggestions(tags, search), levels, params, metrics]
@@ -307,21 +285,16 @@ def _literals(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return pd.Series(values, index=column.dropna().index).reindex(column.index)
 
 
-def _curves(store: sqlite3.Connection, parent: str) -> pd.DataFrame:
-    marks = ", ".join("?" * len(CURVES))
-    query = f"""
-        SELECT ids.value, step, metrics.key, metrics.value, is_nan
-        FROM metrics JOIN tags AS ids ON ids.run_uuid = metrics.run_uuid AND ids.key = 'dino_lab.trial_id'
-        WHERE metrics.run_uuid IN ({_CHILDREN}) AND
-            (metrics.key IN ({marks}) OR metrics.key LIKE 'factor/%' OR metrics.key LIKE 'eval/%')
-        ORDER BY ids.value, metrics.key, step, timestamp, metrics.value
-    """
-    columns = ["trial_id", "step", "metric", "value", "is_nan"]
-    values = pd.DataFrame(store.execute(query, [parent, *CURVES]), columns=columns)
+def _curves(histories: pd.DataFrame, trial_ids: "pd.Series[str]") -> pd.DataFrame:
+    """Of the runs whose trials these are."""
+    values = histories.assign(trial_id=histories["run_id"].map(trial_ids)).rename(columns={"key": "metric"})
     values = values.astype({"trial_id": str, "step": int, "metric": str, "value": float})
+    # Here and not in SQL, since databases differ in how they order names.
+    values = values.sort_values(["trial_id", "metric", "step", "timestamp", "value"])
     # A step that came twice was replayed from the journal: the later timestamp is the one that stands.
     values = values.drop_duplicates(["trial_id", "step", "metric"], keep="last", ignore_index=True)
-    return values.assign(value=_numbers(values["value"], values["is_nan"])).drop(columns="is_nan")
+    values = values.assign(value=_numbers(values["value"], values["is_nan"]))
+    return values[["trial_id", "step", "metric", "value"]]
 
 
 def _numbers(value: "pd.Series[Any]", is_nan: "pd.Series[Any]") -> "pd.Series[float]":

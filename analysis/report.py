@@ -44,6 +44,7 @@ def write(
     baseline: str,
     overrides: Mapping[str, Any],
     asked: Collection[tuple[str, str]] | None = None,
+    tracking_uri: str | None = None,
 ) -> Path:
     """Writes the report of what `records.read` finds, each file atomically, the manifest last; returns its folder.
 
@@ -52,7 +53,7 @@ def write(
     Raises:
         LookupError, ValueError: as `records.read`.
     """
-    sweep = records.read(lab, name, baseline=baseline, overrides=overrides, asked=asked)
+    sweep = records.read(lab, name, baseline=baseline, overrides=overrides, asked=asked, tracking_uri=tracking_uri)
     files = contents(sweep)
     folder = lab / "reports" / name
     manifest = folder / "manifest.json"

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from dino_lab import asking, preparing, terminal
 from dino_lab.asking import DEFAULT_BASELINE, DEFAULT_LAB, Asked
+from dino_lab.tracking_uri import without_password
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +82,9 @@ Address = Annotated[
 TrackingUri = Annotated[
     str | None,
     typer.Option(
-        envvar="MLFLOW_TRACKING_URI", help="An MLflow server; the lab's own store by default.", show_default=False
+        envvar="MLFLOW_TRACKING_URI",
+        help="An MLflow server (http://), postgresql:// or sqlite:///; the lab's own store by default.",
+        show_default=False,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
@@ -249,8 +252,9 @@ def run(
         facts = _facts(asked) | dataclasses.asdict(summary)
         _print_json(facts | {"notes": summary.notes, "findings": _plain(found)})
     else:
-        _print_next(f"report {name}", _options(changes, baseline, seeds, lab))
-        _print_next("ui", _options([], DEFAULT_BASELINE, "", lab))
+        store = _store_option(tracking_uri)
+        _print_next(f"report {name}", _options(changes, baseline, seeds, lab) + store)
+        _print_next("ui", _options([], DEFAULT_BASELINE, "", lab) + store)
     raise typer.Exit(_exit_code(summary))
 
 
@@ -372,21 +376,23 @@ def report(
     baseline: Baseline = DEFAULT_BASELINE,
     seeds: Seeds = "",
     lab: Lab = DEFAULT_LAB,
+    tracking_uri: TrackingUri = None,
 ) -> None:
     """Write an experiment's tables, figures and report from MLflow's record."""
-    _report(_ask(name, changes, baseline, seeds, lab))
+    _report(_ask(name, changes, baseline, seeds, lab), tracking_uri)
 
 
 @app.command()
 def ui(
     lab: Lab = DEFAULT_LAB,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 0,
+    tracking_uri: TrackingUri = None,
 ) -> None:
-    """Serve the lab's records in MLflow's dashboard, to this machine only, until Ctrl-C."""
+    """Serve the records in MLflow's dashboard, to this machine only, until Ctrl-C; of a server only say the address."""
     from dino_lab import dashboard
 
     with _told():
-        dashboard.serve(lab, port, lambda line: out.print(line, soft_wrap=True))
+        dashboard.show(lab, port, lambda line: out.print(line, soft_wrap=True), tracking_uri=tracking_uri)
 
 
 @app.command()
@@ -694,23 +700,19 @@ def _exit_code(summary: "Summary") -> int:
     return int(any(trial.state == "failed" for trial in summary.trials))
 
 
-def _report(asked: Asked) -> None:
+def _report(asked: Asked, tracking_uri: str | None = None) -> None:
     from analysis import report
 
     with _told():
-        try:
-            folder = report.write(
-                asked.lab,
-                asked.name,
-                baseline=asked.baseline_name,
-                overrides=asked.overrides,
-                # The lab also keeps what the experiment asked before its file was changed.
-                asked=None if asked.start else {(each.row, each.trial.identity) for each in asked.labelled},
-            )
-        except LookupError as error:
-            if isinstance(error, KeyError | IndexError):
-                raise
-            _fail(str(error))
+        folder = report.write(
+            asked.lab,
+            asked.name,
+            baseline=asked.baseline_name,
+            overrides=asked.overrides,
+            # The lab also keeps what the experiment asked before its file was changed.
+            asked=None if asked.start else {(each.row, each.trial.identity) for each in asked.labelled},
+            tracking_uri=tracking_uri,
+        )
     of_search = ("importance.md", "history.pdf", "trials.tex")
     table, *files = of_search if asked.start else ("table.md", "figure.pdf", "table.tex")
     print((folder / table).read_text())
@@ -730,7 +732,10 @@ def _told() -> Iterator[None]:
     """What a person got wrong ends the command with exit code 2 and a line for each mistake."""
     try:
         yield
-    except ValueError as error:
+    except (KeyError, IndexError):
+        # Lookup errors too, but of the code and not of the person who asks.
+        raise
+    except (LookupError, ValueError) as error:
         _fail(str(error))
 
 
@@ -757,6 +762,13 @@ def _options(changes: Sequence[str], baseline: str, seeds: str, lab: Path) -> li
     options += ["--baseline", baseline] if baseline != DEFAULT_BASELINE else []
     options += ["--seeds", seeds] if seeds else []
     return options + (["--lab", str(lab)] if lab != DEFAULT_LAB else [])
+
+
+def _store_option(tracking_uri: str | None) -> list[str]:
+    """As it was given, but for the password; nothing if the environment says it to the next command too."""
+    if tracking_uri is None or tracking_uri == os.environ.get("MLFLOW_TRACKING_URI"):
+        return []
+    return ["--tracking-uri", without_password(tracking_uri, tracking_uri)]
 
 
 def _program() -> str:

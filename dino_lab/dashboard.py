@@ -1,4 +1,4 @@
-"""MLflow's dashboard over the lab's own store, served to this machine only."""
+"""MLflow's dashboard: served to this machine only, over the lab's own store or another database; or a server's own."""
 
 import contextlib
 import os
@@ -9,30 +9,50 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from analysis import stores
+from dino_lab.tracking_uri import kind_of
+
+# Without workflowType it opens on its pages for language models and hides training runs.
+_PAGE = "#/experiments?workflowType=machine_learning"
 
 
-def serve(lab: Path, port: int, say: Callable[[str], None]) -> None:
-    """Serves until Ctrl-C or SIGTERM; port 0 takes a free one. What a person needs to know goes to `say`.
+def show(lab: Path, port: int, say: Callable[[str], None], *, tracking_uri: str | None = None) -> None:
+    """Says where a server has its dashboard; serves a database until Ctrl-C, SIGTERM, or the terminal is closed.
+
+    Args:
+        port: 0 takes a free one.
+        say: what a person needs to know goes here.
+        tracking_uri: None for the lab's own store.
 
     Raises:
-        ValueError: the lab has no records, the port is taken, or the server ends by itself.
+        LookupError: the lab or the database has no records, or cannot be read.
+        ValueError: the URI names no store, the port is taken, or the server ends by itself.
     """
-    store, artifacts = lab.resolve() / "mlflow.db", lab.resolve() / "artifacts"
-    if not store.exists():
-        raise ValueError(f"no records in {lab}: it has no mlflow.db; run an experiment first")
+    if tracking_uri and kind_of(tracking_uri) == "server":
+        parts = urlsplit(tracking_uri)
+        # A browser asks for the password itself.
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
+        say(f"{address}/{_PAGE}")
+        return
+    with stores.opened(lab, tracking_uri) as store:
+        store.parents()  # MLflow would make a database that is not there, and say what is wrong with one in 100 lines
     port = _free_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store}", "--artifacts-destination", str(artifacts)]
-    command += ["--uvicorn-opts", "--log-level warning"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    command += ["--artifacts-destination", str(lab.resolve() / "artifacts"), "--uvicorn-opts", "--log-level warning"]
+    # Not on the command line, where everybody on the machine could read a password.
+    environment = {"MLFLOW_BACKEND_STORE_URI": tracking_uri or f"sqlite:///{lab.resolve() / 'mlflow.db'}"}
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(ending, signal.default_int_handler)
     say("starting MLflow's server")
-    with contextlib.suppress(KeyboardInterrupt), _child(command) as server:
+    with contextlib.suppress(KeyboardInterrupt), _child(command, environment) as server:
         while not _answers(port):
             if server.poll() is not None:
                 raise ValueError(f"MLflow's server ended with exit code {server.returncode}")
             time.sleep(0.1)
-        # Without workflowType it opens on its pages for language models and hides training runs.
-        say(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
+        say(f"http://127.0.0.1:{port}/{_PAGE}")
         say("Ctrl-C stops it")
         server.wait()
 
@@ -48,13 +68,15 @@ def _free_port(port: int) -> int:
 
 
 @contextlib.contextmanager
-def _child(command: Sequence[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process that does not outlive the block."""
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONWARNINGS": "ignore"})
+def _child(command: Sequence[str], environment: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that does not outlive the block, in a session of its own: Ctrl-C would make it print where it was."""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"} | environment
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         yield process
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait()
 
 

@@ -116,6 +116,8 @@ def test_switches_of_the_environment_win_over_the_offline_ones(monkeypatch: pyte
         (["demo", "--lab", "no/such/lab"], "--lab no/such/lab: there is no folder"),
         (["report", "collapse"], "no records in lab"),
         (["ui"], "no records in lab"),
+        (["report", "collapse", "--tracking-uri", "ftp://me:secret@there"], "ftp://me:***@there: must begin with"),
+        (["ui", "--tracking-uri", "sqlite:///no.db"], "from sqlite:///no.db: (sqlite3.OperationalError) unable to"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -127,6 +129,16 @@ def test_mistake_ends_with_one_message_and_starts_nothing(folder: Path, argument
     assert result.stderr.startswith("dino_lab: ")
     assert message in result.stderr
     assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+def test_the_next_command_is_told_the_store_but_neither_a_password_nor_what_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri = "postgresql://me:secret@there/db"
+    assert cli._store_option(None) == []
+    assert cli._store_option(uri) == ["--tracking-uri", "postgresql://me:***@there/db"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert cli._store_option(uri) == []
 
 
 def test_every_wrong_knob_is_named() -> None:

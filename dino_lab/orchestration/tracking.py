@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 # MLflow reads these when it is imported. Unset, a call to a dead server retries for four minutes.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -24,12 +23,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from dino_lab.core.records import COLLAPSES, Record
 from dino_lab.core.settings import Knob
 from dino_lab.orchestration.folder import State, TrialFolder
+from dino_lab.tracking_uri import kind_of, without_password
 
 if TYPE_CHECKING:
     from dino_lab.ablation import LabelledTrial
@@ -349,30 +348,12 @@ def check_store(tracking_uri: str | None, *, nodes: int) -> None:
     Raises:
         ValueError: what is allowed.
     """
-    scheme = urlsplit(tracking_uri).scheme.partition("+")[0] if tracking_uri else "sqlite"
-    shown = without_password(tracking_uri, tracking_uri) if tracking_uri else "the lab's own store"
-    if scheme not in ("sqlite", "http", "https", "postgresql"):
+    if (tracking_uri is None or kind_of(tracking_uri) == "sqlite") and nodes > 1:
+        shown = tracking_uri or "the lab's own store"
         raise ValueError(
-            f"--tracking-uri {shown}: must begin with http://, https:// (an MLflow server), postgresql:// or sqlite:///"
+            f"--tracking-uri: {shown} is sqlite, which must not lie on a file system that "
+            f"machines share, and the cluster has {nodes}; give an MLflow server (http://) or postgresql://"
         )
-    if scheme == "postgresql":
-        try:
-            make_url(str(tracking_uri)).get_dialect().import_dbapi()
-        except ImportError as error:
-            raise ValueError(f"--tracking-uri {shown}: {error}; pip install 'psycopg[binary]'") from None
-    if scheme == "sqlite" and nodes > 1:
-        raise ValueError(
-            f"--tracking-uri: {shown} is sqlite, which must not lie on a file system that machines share, and the "
-            f"cluster has {nodes}; give an MLflow server (http://) or postgresql://"
-        )
-
-
-def without_password(text: str, uri: str) -> str:
-    """The text with stars in place of the URI's password."""
-    password = urlsplit(uri).password
-    for written in {password, unquote(password)} if password else ():
-        text = text.replace(written, "***")
-    return text
 
 
 def _batches(records: Sequence[Record]) -> Iterator[Sequence[Record]]:

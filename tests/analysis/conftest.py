@@ -69,8 +69,14 @@ KNOBS = {
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lab with the sweep above, written once: MLflow takes seconds to make a store. Not to be written to."""
     lab = tmp_path_factory.mktemp("lab")
-    _write_store(lab)
+    _write_store(f"sqlite:///{lab / 'mlflow.db'}")
     return lab
+
+
+@pytest.fixture(scope="session")
+def write_store() -> Callable[[str], None]:
+    """Writes the sweep above to an empty store."""
+    return _write_store
 
 
 @pytest.fixture
@@ -237,13 +243,13 @@ def recorded() -> Callable[[str, int, int], dict[str, float]]:
     return lambda row, seed, step: dict(values(row, seed, step))
 
 
-def _write_store(lab: Path) -> None:
+def _write_store(uri: str) -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
-    client = MlflowClient(f"sqlite:///{lab / 'mlflow.db'}")
-    experiment = client.create_experiment("collapse", artifact_location=(lab / "artifacts").as_uri())
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("collapse", artifact_location="file:///nowhere")
 
     def parent(baseline: str, overrides: dict[str, int]) -> str:
         tags = {

@@ -22,7 +22,7 @@ from dino_lab.core.records import Record
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration import runner
 from dino_lab.orchestration.folder import TrialFolder, locked
-from dino_lab.orchestration.tracking import Mirror, Sweep, check_store, without_password
+from dino_lab.orchestration.tracking import Mirror, Sweep, check_store
 
 ROWS = [
     LabelledTrial(row, index, seed, {"arm": row}, Trial().but({"seed": seed, "method.operation.kind": operation}))
@@ -411,10 +411,8 @@ def test_records_that_a_journal_has_lost_and_makes_again_are_not_sent_twice(lab:
 @pytest.mark.parametrize(
     ("uri", "nodes", "said"),
     [
-        ("postgresql+asyncpg://me:secret@there/db", 1, r"me:\*\*\*@there/db: No module named 'asyncpg'; pip install"),
         (None, 2, "the lab's own store is sqlite, which must not lie on a file system that machines share"),
         ("sqlite:////nfs/mlflow.db", 3, "the cluster has 3; give an MLflow server"),
-        ("databricks", 1, "must begin with http://, https://"),
         ("mysql://me:secret@there/db", 1, r"mysql://me:\*\*\*@there/db: must begin with"),
     ],
 )
@@ -433,6 +431,4 @@ def test_no_password_is_ever_shown(lab: Path, dead_port: int) -> None:
     mirror = Mirror(lab, SWEEP, tracking_uri=f"postgresql://me:se%20cret@127.0.0.1:{dead_port}/se%20cret")
     mirror.catch_up()
     assert "refused" in mirror.error
-    assert without_password("no se cret of postgresql://me:se%20cret@there", mirror._uri) == (
-        "no *** of postgresql://me:***@there"
-    )
+    assert "cret" not in mirror.error
