@@ -70,8 +70,13 @@ export RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_ADDRESS
 
 told='' now='' nodes=''
 trap 'told=1; [[ -z $now ]] || kill -TERM "$now" 2>/dev/null || true' TERM
-# The nodes are killed as what they are, step 0 of this job: never `ray stop`, which ends every Ray of this user.
-trap '[[ -z $nodes ]] || scancel --signal=KILL "$SLURM_JOB_ID.0" 2>/dev/null || true; wait' EXIT
+end_ray() { # step 0 of this job; never `ray stop`, which ends every Ray of this user
+    [[ $nodes ]] || return 0
+    scancel --signal=KILL "$SLURM_JOB_ID.0" 2>/dev/null || true
+    wait "$nodes" || true
+    nodes=''
+}
+trap end_ray EXIT
 
 srun --overlap --export=ALL --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     bash -c "$(declare -f private_address ray_node); ray_node" >"slurm-$SLURM_JOB_ID.ray" 2>&1 &
@@ -111,6 +116,8 @@ elif [[ $code == 0 ]]; then
     now=$!
     await "$now" || code=$?
 fi
+end_ray
+[[ $code != 0 ]] || srun --overlap --ntasks-per-node=1 bash -c 'rm -r "/tmp/ray-$SLURM_JOB_ID-$SLURM_PROCID"'
 
 # Of a job that was cancelled, or put back already, Slurm says so.
 if [[ $told && $code -ge 128 && $(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T) == RUNNING ]]; then
