@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ def connected(address: str | None) -> Iterator[None]:
     SIGTERM does what Ctrl-C does meanwhile: Ray's own handler would abort.
 
     Raises:
-        ValueError: there is no cluster at this address.
+        ValueError: there is no cluster at this address, or it wants another token than this process has.
     """
     if address:
         _check_address(address)
@@ -56,7 +57,11 @@ def connected(address: str | None) -> Iterator[None]:
                 object_store_memory=_OBJECT_STORE_BYTES,
             )
         else:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            _check_token(address)
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+            except ConnectionError as error:
+                raise ValueError(f"--address {address}: {error}") from None
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
         yield
     finally:
@@ -73,6 +78,23 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
     except OSError as error:
         raise ValueError(f"--address {address}: nothing answers there: {error}") from None
+
+
+def _check_token(address: str) -> None:
+    """Ray itself would try for 20 s, and not say why in the end."""
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        if re.fullmatch(r"[^:/]+:\d+", address):
+            GcsClient(address=address)
+    except AuthenticationError:
+        raise ValueError(
+            f"--address {address}: it wants a token, and this process has none or another: set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, as on the cluster's nodes"
+        ) from None
 
 
 def resources(trial: "Trial") -> dict[str, float]:
