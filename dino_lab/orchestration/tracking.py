@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from dino_lab.core.records import COLLAPSES, Record
@@ -49,6 +50,8 @@ _METRICS_IN_A_BATCH = 900
 _PARAMS_IN_A_BATCH = 100
 _SILENT_SECONDS = 30.0
 """How long MLflow is left alone after it has failed."""
+_CONNECT_SECONDS = 5
+"""How long a database may take to answer."""
 _ERROR_LENGTH = 5000
 """MLflow takes tags of 8,000 characters; the end of a traceback says most."""
 _DIGEST_LENGTH = 36
@@ -158,6 +161,11 @@ class Mirror:
     def _open(self) -> MlflowClient:
         """Creates what is missing: store, experiment and parent; and finds the children of earlier drivers."""
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # `error` says it, without 100 lines
+        if kind_of(self._uri) == "postgresql":
+            # MLflow would try for minutes, and the sweep's loop would wait for it.
+            engine = create_engine(self._uri, connect_args={"connect_timeout": _CONNECT_SECONDS})
+            engine.connect().close()
+            engine.dispose()
         client = MlflowClient(self._uri)
         experiment = client.get_experiment_by_name(self._sweep.name)
         self._experiment_id = (
