@@ -7,8 +7,8 @@ from dino_lab.core.trial import Trial
 from experiments.baselines import BASELINES
 
 torch.set_num_threads(1)
-# In the background of a shell SIGINT is ignored, under nohup SIGHUP, and by every process that is started here too: tests
-# of Ctrl-C and of a terminal that is closed hang.
+# In the background of a shell SIGINT is ignored, under nohup SIGHUP, and by every process that is started here too:
+# tests of Ctrl-C and of a terminal that is closed hang.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
