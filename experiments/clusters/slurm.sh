@@ -8,7 +8,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# Ray on the nodes of a Slurm job, and one `dino-lab run` on it. From a clone that all nodes see, once set up there:
+# Ray on the nodes of a Slurm job, and one `dino-lab run` on it.
+#
+# Run: on 2026-11-27, in Slurm 22.05 with three nodes on one machine: a sweep to its end; put back into the queue by its
+# time limit and by a preemption, and ended when it came again; cancelled; stopped. Not tried: nodes apart, GPUs.
+#
+# From a clone that all nodes see, once set up there with `python3 -m dino_lab doctor`:
 #
 #     export LAB=/shared/lab MLFLOW_TRACKING_URI=http://tracking:5000
 #     sbatch --nodes=4 --gpus-per-node=8 experiments/clusters/slurm.sh teacher_temperature \
@@ -16,8 +21,9 @@
 #
 # Options before the file are sbatch's and replace those above; what follows it is `dino-lab run`'s.
 #
-# Two minutes before its time is up, and when it is preempted, the run stops as at Ctrl-C and the job goes back into the
-# queue: the same command again goes on where each trial was. scancel and `dino-lab stop` end it for good.
+# Two minutes before its time is up the run stops as at Ctrl-C, and when it is preempted it ends with its Ray. Either
+# way the job goes back into the queue, and the same command goes on where each trial was. scancel and `dino-lab stop`
+# end it for good. Logs of Ray: slurm-JOB.ray here, and /tmp/ray-JOB-* on the nodes, which a run that succeeds removes.
 #
 # Ray listens on every interface of a node, whatever it is told. What keeps others out is the token, made anew for each
 # job and known to its processes alone, and the nodes' firewall: nodes must be reachable from the cluster only.

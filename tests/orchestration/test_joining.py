@@ -71,6 +71,10 @@ def test_a_driver_with_the_clusters_token_connects(address: str, tmp_path: Path)
     token = tmp_path / "token"
     token.write_text("right\n")
     assert said_when_connecting(address, tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token)) == "1 node"
+    (tmp_path / ".ray").mkdir()
+    token.rename(tmp_path / ".ray" / "auth_token")
+    assert said_when_connecting(address, tmp_path, RAY_AUTH_MODE="token") == "1 node"
+    assert said_when_connecting(address, tmp_path).startswith(f"--address {address}: it wants a token"), "not read"
 
 
 @pytest.mark.ray
