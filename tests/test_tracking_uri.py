@@ -34,7 +34,7 @@ def test_a_store_is_known_by_its_uri(uri: str, kind: str) -> None:
 
 def test_the_file_of_a_sqlite_uri() -> None:
     assert str(sqlite_path("sqlite:///here/mlflow.db")) == "here/mlflow.db"
-    assert str(sqlite_path("sqlite:////root/mlflow.db?timeout=9")) == "/root/mlflow.db"
+    assert str(sqlite_path("sqlite:////labs/mlflow.db?timeout=9")) == "/labs/mlflow.db"
 
 
 @pytest.mark.parametrize(
