@@ -134,7 +134,11 @@ def find_trial(trial_id: str, lab: Path) -> "Trial":
         raise ValueError(_unknown("trial", trial_id, known) if known else f"no trials in {folder}")
     from dino_lab.core.trial import Trial
 
-    return Trial.of(json.loads((folder / trial_id / "trial.json").read_text()))
+    settings = folder / trial_id / "trial.json"
+    try:
+        return Trial.of(json.loads(settings.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{settings}: is damaged ({error}); running the trial again writes it anew") from None
 
 
 def check_machine(trials: "Iterable[Trial]") -> None:

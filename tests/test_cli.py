@@ -420,6 +420,8 @@ def test_an_export_of_a_trial_that_is_not_there_is_refused(folder: Path) -> None
     broken = invoke("export", trial)
     assert broken.exit_code == 2
     assert "cannot be read" in broken.stderr
+    (folder / "lab/trials" / trial / "trial.json").write_text('{"seed"')
+    assert f"lab/trials/{trial}/trial.json: is damaged" in invoke("export", trial).stderr
 
 
 def test_doctor_as_json_says_what_was_found() -> None:

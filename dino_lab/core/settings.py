@@ -92,7 +92,7 @@ class Settings(BaseModel):
 
     def flat(self) -> dict[str, Knob]:
         """Every knob by its dotted path, in the order of the files; values as in JSON."""
-        return dict(_flatten(self.model_dump(mode="json")))
+        return dict(flatten(self.model_dump(mode="json")))
 
     @property
     def identity(self) -> str:
@@ -175,10 +175,11 @@ def _place(path: str) -> tuple[bool, int]:
     return path.rpartition(".")[2] not in ("kind", "name"), path.count(".")
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Knob]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Knob]]:
+    """Dotted paths and values of nested settings."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from dino_lab.core.records import COLLAPSES, Record
+from dino_lab.core.settings import flatten
 from dino_lab.orchestration.folder import End, TrialFolder
 from dino_lab.space import Between, OneOf, Pruner, Search
 
@@ -289,7 +290,10 @@ class Study:
 
     def _suggestion_of(self, folder: TrialFolder) -> dict[str, Any] | None:
         """The suggestion that makes this very trial, but for whether its collapse would have ended it."""
-        flat = dict(_flat(json.loads(folder.trial.read_text())))
+        try:
+            flat = dict(flatten(json.loads(folder.trial.read_text())))
+        except (FileNotFoundError, ValueError):  # gone or damaged: nobody knows what was trained
+            return None
         for params in self._search.readings(flat, self.start):
             try:
                 made = self._prepare(self._search.labelled(FixedTrial(params), self.start).trial)
@@ -417,14 +421,6 @@ def _last(name: str, records: Sequence[Record]) -> float | None:
     """The last value after the untrained network's, if it is a number."""
     values = [record.values[name] for record in records if record.step > 0 and name in record.values]
     return values[-1] if values and math.isfinite(values[-1]) else None
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -245,6 +245,19 @@ def test_finished_trials_of_other_experiments_seed_the_study_once(lab: Path, smo
     assert json.loads(opened.tags_of(opened.labelled()[0])["dino_lab.seeded"]) is True
 
 
+@pytest.mark.parametrize("left", ["", '{"data": {"ki', None])
+def test_a_trial_whose_settings_are_damaged_or_gone_seeds_nothing_and_stops_no_search(
+    left: str | None, lab: Path, smoke: Trial
+) -> None:
+    inside = smoke.but({TEMP: 0.05, WARMUP: 0.05, LR: 0.02})
+    settings = lab / "trials" / ended(lab, inside, "finished", {KNN: 50.0}) / "trial.json"
+    settings.unlink()
+    if left is not None:
+        settings.write_text(left)
+    assert len(finish(lab, study(lab, trials=2))) == 2
+    assert len(told(lab)) == 2
+
+
 def test_a_trial_that_ran_through_without_collapse_is_the_result_of_its_suggestion(lab: Path, smoke: Trial) -> None:
     through = smoke.but({"batch_size": 4, "epochs": 3})
     ended(lab, through, "finished", {KNN: 77.0})
