@@ -26,7 +26,7 @@ from dino_lab.tracking_uri import without_password
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dino_lab.ablation import Ablation
+    from dino_lab.ablation import Ablation, LabelledTrial
     from dino_lab.core.records import Record
     from dino_lab.core.trial import Trial
     from dino_lab.explaining import Diagnosis, Explanation
@@ -126,29 +126,9 @@ def plan(
     from dino_lab.orchestration.status import status
 
     trials = status(lab, asked.labelled)
-    if asked.start:
-        _plan_search(asked, trials, found, as_json=as_json)
-        if not as_json:
-            _print_next(f"run {name}", _options(changes, baseline, seeds, lab))
-        return
-    # Two rows may share a trial; it is computed once.
-    left = {trial.trial_id for trial in trials if trial.is_open or trial.state == "failed"}
-    ended = [trial.seconds for trial in trials if trial.seconds and trial.trial_id not in left]
-    seconds = sum(ended) / len(ended) * len(left) if ended else None
-    # Values that stand for others as they are with the first seed.
-    first = {each.row: each for each in reversed(asked.labelled)}
-    if as_json:
-        in_order = list(first.values())[::-1]
-        rows = [{"row": each.row, "changes": each.changes, "implied": each.implied} for each in in_order]
-        work = {"left": len(left), "seconds_left": seconds, "findings": _plain(found)}
-        _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
-        return
-    out.print(asked.note, "\n", markup=False)
-    out.print(terminal.plan_table(_ablation(asked), first, trials))
-    _print_found(found, list(first))
-    cost = "time unknown until one has ended" if seconds is None else f"about {terminal.duration(seconds)} one by one"
-    out.print(f"\n{len(trials)} trials on {baseline}, {len(left)} to do: {cost}")
-    _print_next(f"run {name}", _options(changes, baseline, seeds, lab))
+    (_plan_search if asked.start else _plan_ablation)(asked, trials, found, as_json=as_json)
+    if not as_json:
+        _print_next(f"run {name}", _options(changes, baseline, seeds, lab))
 
 
 @app.command()
@@ -299,15 +279,9 @@ def prune(
 ) -> None:
     """Delete the checkpoints of an experiment's finished trials, never a record."""
     asked = _ask(name, changes, baseline, seeds, lab)
-    from dino_lab.orchestration.folder import TrialFolder
-    from dino_lab.orchestration.status import status
+    from dino_lab.orchestration.status import prunable
 
-    over = {trial.trial_id for trial in status(lab, asked.labelled) if trial.is_final}
-    # What an open trial of the experiment starts from stays.
-    left = [each.trial for each in asked.labelled if each.trial.identity not in over]
-    needed = {str(value) for trial in left for value in trial.flat().values()}
-    folders = [TrialFolder(lab, trial_id) for trial_id in sorted(over - needed)]
-    folders = [folder for folder in folders if folder.checkpoint_bytes]
+    folders = prunable(lab, asked.labelled)
     if not folders:
         out.print("no checkpoints of finished trials")
         return
@@ -580,6 +554,28 @@ def _rows(asked: Asked) -> "list[tuple[str, Trial]]":
 
 def _ablation(asked: Asked) -> "Ablation":
     return cast("Ablation", asked.experiment)
+
+
+def _plan_ablation(
+    asked: Asked, trials: "Sequence[TrialStatus]", found: "Sequence[RowsFinding]", *, as_json: bool
+) -> None:
+    # Two rows may share a trial; it is computed once.
+    left = {trial.trial_id for trial in trials if trial.is_open or trial.state == "failed"}
+    ended = [trial.seconds for trial in trials if trial.seconds and trial.trial_id not in left]
+    seconds = sum(ended) / len(ended) * len(left) if ended else None
+    first: dict[str, LabelledTrial] = {}
+    for each in asked.labelled:  # values that stand for others are shown as they are with the first seed
+        first.setdefault(each.row, each)
+    if as_json:
+        rows = [{"row": each.row, "changes": each.changes, "implied": each.implied} for each in first.values()]
+        work = {"left": len(left), "seconds_left": seconds, "findings": _plain(found)}
+        _print_json(_facts(asked) | {"rows": rows, "trials": [dataclasses.asdict(trial) for trial in trials]} | work)
+        return
+    out.print(asked.note, "\n", markup=False)
+    out.print(terminal.plan_table(_ablation(asked), first, trials))
+    _print_found(found, list(first))
+    cost = "time unknown until one has ended" if seconds is None else f"about {terminal.duration(seconds)} one by one"
+    out.print(f"\n{len(trials)} trials on {asked.baseline_name}, {len(left)} to do: {cost}")
 
 
 def _plan_search(

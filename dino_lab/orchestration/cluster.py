@@ -26,11 +26,11 @@ def connected(address: str | None) -> Iterator[None]:
     Raises:
         ValueError: there is no cluster at this address, or it wants another token than this process has.
     """
-    if address:
-        _check_address(address)
     if address is None:
         # Ray listens on every interface otherwise, whatever address it is given.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    else:
+        _check_address(address)
     # Nothing is sent home, nothing logged twice, nothing printed: verbose=0 is silent in the old output only, and the
     # driver prints what is said of dead workers unless it is skipped. `Progress` and end.json say it.
     os.environ.update(

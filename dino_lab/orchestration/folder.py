@@ -157,16 +157,10 @@ class TrialFolder:
         except FileNotFoundError:
             return 0
 
-    def prune(self) -> int:
-        """Deletes the checkpoint, and one that was set aside; never a record.
-
-        Returns:
-            How many bytes that freed.
-        """
-        freed = self.checkpoint_bytes
+    def prune(self) -> None:
+        """Deletes the checkpoint, and one that was set aside; never a record."""
         self.checkpoint.unlink(missing_ok=True)
         self._unusable.unlink(missing_ok=True)
-        return freed
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -175,11 +169,15 @@ class TrialFolder:
 
     def state(self) -> State:
         """As the folder shows it now: how it ended, or whether a process trains it."""
+        return self.stands()[0]
+
+    def stands(self) -> tuple[State, End | None]:
+        """The state, and how it ended if it has, by one look."""
         if end := self.end():
-            return end.state
+            return end.state, end
         if is_locked(self.lock):
-            return "running"
-        return "interrupted" if self.trial.exists() else "waiting"
+            return "running", None
+        return ("interrupted" if self.trial.exists() else "waiting"), None
 
 
 def run_trial(trial: "Trial", lab: Path, train: Train | None = None) -> Iterator[Record]:

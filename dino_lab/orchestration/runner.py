@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dino_lab.core.records import Record
 from dino_lab.orchestration import cluster
 from dino_lab.orchestration.folder import Ended, Train, TrialFolder, is_locked, locked
-from dino_lab.orchestration.status import TrialStatus, refreshed, seconds_left, status
+from dino_lab.orchestration.status import TrialStatus, refreshed, seconds_left, status, values_of
 from dino_lab.orchestration.tracking import Mirror, Sweep, check_store
 
 if TYPE_CHECKING:
@@ -137,9 +137,11 @@ def run(
         mirror = Mirror(lab, replace(sweep, labelled=labelled), tracking_uri=tracking_uri)
         watch = _Watch(lab, status(lab, labelled), mirror, on_progress, study)
         ended = {trial.trial_id for trial in watch.trials if trial.is_final}
-        asked = {trial.trial_id for trial in watch.trials if trial.state == "failed" or not only_failed} - ended
-        trials = {each.trial.identity: each.trial for each in labelled if each.trial.identity in asked}
-        source = _Searching(study, watch) if study else _InOrder(trials)
+        # A search asks for other trials in place of those that failed.
+        again = {trial.trial_id for trial in watch.trials if trial.state == "failed" and not study}
+        left = again if only_failed else again | {trial.trial_id for trial in watch.trials if trial.is_open}
+        trials = {each.trial.identity: each.trial for each in labelled if each.trial.identity in left}
+        source = _Searching(study, watch, labelled) if study else _InOrder(trials)
         watch.show()
         try:
             if trials or (study and not study.spent):
@@ -224,7 +226,7 @@ class _InOrder:
         if not self._waiting:
             raise StopIteration
         for trial_id, trial in self._waiting.items():
-            if not self._open & set(map(str, trial.flat().values())):
+            if not self._open & values_of(trial):
                 return self._waiting.pop(trial_id)
         return None
 
@@ -239,10 +241,10 @@ class _InOrder:
 class _Searching:
     """What a study asks for, as long as it does."""
 
-    def __init__(self, study: "Study", watch: "_Watch") -> None:
+    def __init__(self, study: "Study", watch: "_Watch", known: "Sequence[LabelledTrial]") -> None:
         self._study = study
         self._watch = watch
-        self._next_number = 1 + max((each.row_index for each in study.labelled()), default=-1)
+        self._next_number = 1 + max((each.row_index for each in known), default=-1)
 
     def ask(self) -> "Trial | None":
         labelled = self._study.ask()

@@ -11,6 +11,7 @@ from dino_lab.orchestration.folder import Ended, Ongoing, State, TrialFolder
 
 if TYPE_CHECKING:
     from dino_lab.ablation import LabelledTrial
+    from dino_lab.core.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def status(lab: Path, labelled: "Sequence[LabelledTrial]") -> list[TrialStatus]:
 def refreshed(trial: TrialStatus, lab: Path) -> TrialStatus:
     """The status brought up to date; of the journal only what is new is read."""
     folder = TrialFolder(lab, trial.trial_id)
-    state, end = folder.state(), folder.end()
+    state, end = folder.stands()
     records, journal_bytes = folder.records_after(trial.journal_bytes)
     trial = replace(
         trial,
@@ -92,6 +93,19 @@ def refreshed(trial: TrialStatus, lab: Path) -> TrialStatus:
             left=tuple(record.left),
         )
     return trial
+
+
+def prunable(lab: Path, labelled: "Sequence[LabelledTrial]") -> list[TrialFolder]:
+    """Folders of trials that are over and have a checkpoint from which no open one of these starts."""
+    over = {trial.trial_id for trial in status(lab, labelled) if trial.is_final}
+    needed = {value for each in labelled if each.trial.identity not in over for value in values_of(each.trial)}
+    folders = [TrialFolder(lab, trial_id) for trial_id in sorted(over - needed)]
+    return [folder for folder in folders if folder.checkpoint_bytes]
+
+
+def values_of(trial: "Trial") -> set[str]:
+    """All its knobs' values as text: among them the ids of the trials from whose checkpoints it starts."""
+    return set(map(str, trial.flat().values()))
 
 
 def seconds_left(trials: Sequence[TrialStatus]) -> float | None:

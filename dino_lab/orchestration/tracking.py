@@ -285,7 +285,7 @@ class _Mirrored:
     def catch_up(self, client: MlflowClient, lab: Path, *, again: bool = False) -> None:
         """Sends the records that are new, each batch with the tags of its moment, then the run's status."""
         folder = TrialFolder(lab, self._trial_id)
-        state, end = folder.state(), folder.end()
+        state, end = folder.stands()
         records, read_bytes = folder.records_after(self._read_bytes)
         if again:
             for batch in _batches(self._lacking(client, records)):

@@ -70,10 +70,7 @@ def fit(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(ahead)
     with tempfile.TemporaryDirectory(prefix="dino-lab-") as scratch:
         tune.Tuner(
-            tune.with_resources(
-                functools.partial(work, lab=lab, train=train),
-                _bundles,
-            ),
+            tune.with_resources(functools.partial(work, lab=lab, train=train), _bundles),
             tune_config=tune.TuneConfig(
                 search_alg=_Handing(source),
                 scheduler=_Pruning(source),

@@ -115,10 +115,7 @@ def test_the_disk_is_full(tmp_path: Path, small_disk: Path, undisturbed: Path) -
 
 def test_the_lab_is_read_only(tmp_path: Path, small_disk: Path, undisturbed: Path) -> None:
     sweep = Sweep(tmp_path, lab=small_disk / "lab")
-    driver = sweep.start()
-    wait_until(sweep.begun)
-    kill(driver.pid, signal.SIGINT)
-    assert driver.wait(timeout=60) == 130
+    interrupt(sweep)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert sweep.run() == 2
     assert "cannot be written to" in sweep.said()
@@ -145,10 +142,7 @@ def test_files_are_cut_short_between_two_runs(tmp_path: Path, undisturbed: Path)
 
 def test_the_clock_is_set_back_between_two_runs(tmp_path: Path, undisturbed: Path) -> None:
     sweep = Sweep(tmp_path)
-    driver = sweep.start()
-    wait_until(sweep.begun)
-    kill(driver.pid, signal.SIGINT)
-    assert driver.wait(timeout=60) == 130
+    interrupt(sweep)
     yesterday = tmp_path / "yesterday"
     yesterday.mkdir()
     (yesterday / "sitecustomize.py").write_text("import time\nnow = time.time\ntime.time = lambda: now() - 86_400.0\n")
@@ -218,6 +212,14 @@ def harmed(sweep: Sweep, cluster: Cluster, server: Server, chance: random.Random
 def others() -> list[int]:
     """Processes of ranks other than 0."""
     return [each.pid for each in psutil.process_iter(["name"]) if each.info["name"].startswith("ray::_Other")]
+
+
+def interrupt(sweep: Sweep) -> None:
+    """Starts it, and ends it by Ctrl-C once a trial is being trained."""
+    driver = sweep.start()
+    wait_until(sweep.begun)
+    kill(driver.pid, signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
 
 
 def kill(process: int, how: signal.Signals = signal.SIGKILL, *, group: bool = False) -> None:

@@ -25,7 +25,7 @@ from dino_lab.orchestration.folder import End, TrialFolder, locked
 from dino_lab.orchestration.runner import Progress, run
 from dino_lab.orchestration.search import STUDIES
 from dino_lab.orchestration.tracking import Mirror
-from tests.orchestration.driver import sweep
+from tests.orchestration.driver import study, sweep
 
 ROOT = Path(__file__).parents[2]
 STEPS = 8
@@ -253,8 +253,8 @@ def test_a_search_whose_driver_is_killed_goes_on_with_its_study_and_prunes_and_t
     outcome = Driver(lab, "--search", "16", "--step-seconds", "0.1", "--raises-at", "2").outcome()
     assert outcome["notes"][-2] == "the search has ended: 16 of 16 trials"
     assert len(outcome["states"]) == 16
-    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(lab / STUDIES))))
-    told = {trial.user_attrs["trial_id"]: trial for trial in study.trials}
+    loaded = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(lab / STUDIES))))
+    told = {trial.user_attrs["trial_id"]: trial for trial in loaded.trials}
     states = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     assert {folder.path.name: states[folder.state()] for folder in folders(lab)} == {
         trial_id: trial.state for trial_id, trial in told.items()
@@ -291,6 +291,19 @@ def test_a_run_with_nothing_left_to_do_needs_no_ray(lab: Path, monkeypatch: pyte
     summary = finished_run(lab, shown.append)
     assert (summary.trials, summary.notes, summary.mirror_error) == ((), [], None)
     assert len(shown) == 2
+
+
+def test_a_search_that_has_ended_with_failures_needs_no_ray(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "connected", None)
+    first = study(lab, trials=1)
+    first.begin()
+    asked = first.ask()
+    assert asked
+    TrialFolder(lab, asked.trial.identity).write_end("failed", "by zero", seconds=1.0)
+    first.tell(asked.trial.identity)
+    summary = run(sweep([], study(lab, trials=1)), lab=lab)
+    assert [trial.state for trial in summary.trials] == ["failed"]
+    assert summary.notes[0] == "the search has ended: 1 of 1 trials"
 
 
 def test_a_second_driver_in_the_same_lab_is_refused_and_told_whose_it_is(lab: Path) -> None:

@@ -9,7 +9,7 @@ from dino_lab.ablation import LabelledTrial
 from dino_lab.core.records import ENTROPY_FRACTION, KNN, Record
 from dino_lab.core.trial import Trial
 from dino_lab.orchestration.folder import TrialFolder, locked, run_trial
-from dino_lab.orchestration.status import TrialStatus, counts, refreshed, seconds_left, status
+from dino_lab.orchestration.status import TrialStatus, counts, prunable, refreshed, seconds_left, status
 
 WAITING = TrialStatus("a", "row", 0, epochs=10)
 RUNNING = replace(WAITING, trial_id="b", state="running", epoch=4.0, train_minutes=2.0)
@@ -96,3 +96,26 @@ def test_trials_are_counted_by_state_and_the_collapsed_besides() -> None:
 )
 def test_time_left_is_that_of_open_trials_at_their_paces(trials: list[TrialStatus], left: float | None) -> None:
     assert seconds_left(trials) == (left if left is None else pytest.approx(left))
+
+
+def test_a_checkpoint_is_prunable_once_its_trial_and_those_that_start_from_it_are_over(
+    smoke: Trial, tmp_path: Path
+) -> None:
+    teacher = smoke.but({"method.kind": "supervised"})
+    student = smoke.but({"method.kind": "distillation", "method.checkpoint": teacher.identity})
+    rows = [LabelledTrial(row, 0, 0, {}, trial) for row, trial in (("teacher", teacher), ("student", student))]
+    folders = [TrialFolder(tmp_path, each.trial.identity) for each in rows]
+    for each, folder in zip(rows, folders, strict=True):
+        folder.begin(each.trial)
+        folder.checkpoint.write_bytes(b"weights")
+    assert prunable(tmp_path, rows) == []
+    folders[0].write_end("finished", seconds=1.0)
+    assert prunable(tmp_path, rows) == []
+    folders[1].write_end("failed", "is tried again", seconds=1.0)
+    assert prunable(tmp_path, rows) == []
+    folders[1].write_end("finished", seconds=1.0)
+    assert {each.path for each in prunable(tmp_path, rows)} == {each.path for each in folders}
+    for folder in folders:
+        folder.prune()
+    assert prunable(tmp_path, rows) == []
+    assert [folder.state() for folder in folders] == ["finished", "finished"]
